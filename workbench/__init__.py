@@ -1,0 +1,91 @@
+"""Value workbench: probe, map and steer basic human values inside transformer language models.
+
+This module is the one door. Its names load on first use, so that `import workbench` costs neither torch nor
+transformers:
+
+    import workbench as wb
+
+    model = wb.load_model("embedded:circle")
+    probes = wb.fit_probes(model, wb.load_pairs("embedded"))
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal to _HOME
+    from . import figures as figures
+    from . import panels as panels
+    from .activations import capture as capture
+    from .errors import WorkbenchError as WorkbenchError
+    from .evaluation import evaluate as evaluate
+    from .gates import AlwaysOpen as AlwaysOpen
+    from .gates import ProbeGate as ProbeGate
+    from .generate import generate as generate
+    from .geometry import circumplex_fit as circumplex_fit
+    from .geometry import human_reference as human_reference
+    from .models import load_model as load_model
+    from .probes import Probes as Probes
+    from .probes import fit_probes as fit_probes
+    from .prompts import load_pairs as load_pairs
+    from .prompts import load_questions as load_questions
+    from .prompts import load_unrelated as load_unrelated
+    from .steering.base import Base as Base
+    from .steering.caa import CAA as CAA
+    from .steering.conva import ConVA as ConVA
+    from .steering.ica import ICA as ICA
+    from .steering.random_direction import RandomDirection as RandomDirection
+    from .values import VALUES as VALUES
+
+__version__ = "0.1.0"
+
+# Public name -> the module it lives in.
+_HOME = {
+    "AlwaysOpen": "gates",
+    "Base": "steering.base",
+    "CAA": "steering.caa",
+    "ConVA": "steering.conva",
+    "ICA": "steering.ica",
+    "ProbeGate": "gates",
+    "Probes": "probes",
+    "RandomDirection": "steering.random_direction",
+    "VALUES": "values",
+    "WorkbenchError": "errors",
+    "capture": "activations",
+    "circumplex_fit": "geometry",
+    "evaluate": "evaluation",
+    "fit_probes": "probes",
+    "generate": "generate",
+    "human_reference": "geometry",
+    "load_model": "models",
+    "load_pairs": "prompts",
+    "load_questions": "prompts",
+    "load_unrelated": "prompts",
+}
+_MODULES = ("figures", "panels")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        return value
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__dir__())}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, *_MODULES])
+
+
+class _Door(ModuleType):
+    """Keeps `wb.generate` the function: importing workbench/generate.py would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOME and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door

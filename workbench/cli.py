@@ -1,0 +1,383 @@
+"""The command line: `workbench lab | tour | test | app | bench | embedded | clean`.
+
+Thin: each command finds its files, calls what does the work, and says what it did. Imports lie inside the
+commands, so that `workbench --help` answers at once. A WorkbenchError ends a command with its message.
+"""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE.parent
+TOUR = "00_tour.ipynb"
+PLOTLY = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+
+
+class _Commands(TyperGroup):
+    """Shows a WorkbenchError as its message, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WorkbenchError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Probe, map and steer values inside models.",
+)
+embedded = typer.Typer(
+    no_args_is_help=True, help="The embedded models: train them, test the recipe, read their card."
+)
+app.add_typer(embedded, name="embedded")
+
+PASS_ON = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+}  # further options go to the program called
+
+
+def checkout() -> Path:
+    """Root of the repository; WorkbenchError where the workbench was installed without it."""
+    if not (ROOT / "pyproject.toml").is_file():
+        raise WorkbenchError(
+            "This command works on the project's own files.",
+            found="the workbench installed without its repository",
+            do="clone the repository and run it there, for example by `make test`",
+        )
+    return ROOT
+
+
+def notebook_path(name: str = TOUR) -> Path:
+    """A notebook of the checkout, or its copy in a wheel; WorkbenchError when there is neither."""
+    for folder in (ROOT / "notebooks", PACKAGE / "_notebooks"):
+        if (folder / name).is_file():
+            return folder / name
+    raise WorkbenchError(
+        f"The notebook {name!r} was asked for.",
+        found="neither a checkout nor an installed copy that holds it",
+        do="run the command in a clone of the repository",
+    )
+
+
+def substitute(notebook: "NotebookNode", pattern: str, line: str) -> None:
+    """Replace the one code line that matches `pattern`; WorkbenchError unless there is exactly one."""
+    found = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source, count = re.subn(f"^{pattern}", lambda _: line, cell.source, flags=re.MULTILINE)
+            found += count
+    if found != 1:
+        raise WorkbenchError(
+            f"A line of the notebook was to become {line!r}.",
+            found=f"{found} lines that match {pattern!r}",
+            allowed="exactly one",
+            do="give the notebook exactly one line that begins so",
+        )
+
+
+def execute(notebook: "NotebookNode", folder: Path, timeout: int = 3600, progress: bool = False) -> None:
+    """Run all cells of `notebook` in place, working in `folder`; WorkbenchError shows the cell that failed.
+
+    timeout: seconds per cell. Nothing is written to disk.
+    """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+
+    total = sum(cell.cell_type == "code" for cell in notebook.cells)
+    done = 0
+
+    def started(cell: Any, cell_index: int) -> None:
+        nonlocal done
+        done += 1
+        first = next((line for line in cell.source.splitlines() if line.strip()), "")
+        if progress:
+            typer.echo(f"[{done:2d}/{total}] {first[:90]}")
+
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        on_cell_execute=started,
+    )
+    try:
+        client.execute()
+    except (CellControlSignal, DeadKernelError) as error:
+        raise WorkbenchError(f"Cell {done} of {total} failed.", found=str(error).strip()) from None
+
+
+# --- the executed notebook as one HTML page -----------------------------------------------------------------
+
+# nbconvert's own page asks the network for require.js, MathJax, Mermaid and the widget manager. This one asks
+# for nothing: plotly.js is embedded once, figures are drawn from their JSON, widgets are shown as they stood.
+PAGE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}<script>{{ resources.plotly_js }}</script>{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+"""
+
+
+def _figure(figure: dict) -> str:
+    """The div and script of one plotly figure, given as its JSON."""
+    from plotly.io import to_html
+
+    figure = {part: figure.get(part) or default for part, default in (("data", []), ("layout", {}))}
+    return to_html(figure, include_plotlyjs=False, full_html=False, validate=False, include_mathjax=False)
+
+
+def _widget(models: dict, identifier: str) -> str:
+    """A widget as it stood at the end of the run: its figures, texts and settings, without a kernel."""
+    model = models.get(identifier.removeprefix("IPY_MODEL_"), {"model_name": "", "state": {}})
+    kind, state = model["model_name"], model["state"]
+    if _hidden(models, state.get("layout")):
+        return ""
+    if "_widget_data" in state:  # a plotly FigureWidget; its arrays travel beside the state, base64 encoded
+        for buffer in model.get("buffers", []):
+            array: Any = state
+            for step in buffer["path"][:-1]:
+                array = array[step]
+            array["bdata"] = buffer["data"]
+            array.pop("shape", None)  # plotly.js refuses the list; the arrays have one dimension
+        return _figure({"data": state["_widget_data"], "layout": state["_widget_layout"]})
+    if "outputs" in state:
+        return "".join(_output(models, output) for output in state["outputs"])
+    if "children" in state:
+        inner = "".join(_widget(models, child) for child in state["children"])
+        row = "display: flex; flex-wrap: wrap; gap: 0.6em; align-items: center" if "HBox" in kind else ""
+        return f'<div style="{row}">{inner}</div>'
+    value = state.get("value")
+    if kind in ("HTMLModel", "HTMLMathModel"):
+        return f"<div>{value}</div>"
+    if isinstance(state.get("index"), int):
+        value = state["_options_labels"][state["index"]]
+    if value is None or "Progress" in kind:
+        return ""
+    label = f"{state.get('description', '')} {value}".strip()
+    return f"<div>{html.escape(label)}</div>"
+
+
+def _hidden(models: dict, layout: str | None) -> bool:
+    state = models.get((layout or "").removeprefix("IPY_MODEL_"), {}).get("state", {})
+    return state.get("display") == "none" or state.get("visibility") == "hidden"
+
+
+def _output(models: dict, output: dict) -> str:
+    """HTML of one output inside an Output widget."""
+    data = output.get("data", {})
+    if PLOTLY in data:
+        return _figure(data[PLOTLY])
+    if WIDGET in data:
+        return _widget(models, data[WIDGET]["model_id"])
+    plain = output.get("text") or data.get("text/plain", "")
+    return data.get("text/html") or f"<pre>{html.escape(plain)}</pre>"
+
+
+def page(notebook: "NotebookNode", title: str) -> str:
+    """The executed notebook as one HTML page that holds all it needs: each figure draws without network.
+
+    Widgets are shown as they stood at the end of the run. Formulas between dollar signs stay as written.
+    """
+    from copy import deepcopy
+
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+    from plotly.offline import get_plotlyjs
+
+    notebook = deepcopy(notebook)
+    models = notebook.metadata.pop("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if PLOTLY in data:
+            output["data"] = {"text/html": _figure(data[PLOTLY])}
+        elif WIDGET in data:
+            output["data"] = {"text/html": _widget(models, data[WIDGET]["model_id"])}
+    exporter = HTMLExporter(template_file="page.html.j2", extra_loaders=[DictLoader({"page.html.j2": PAGE})])
+    resources = {"plotly_js": get_plotlyjs(), "metadata": {"name": title}}
+    return exporter.from_notebook_node(notebook, resources)[0]
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def _serve(program: str, *options: str) -> None:
+    """Run a Jupyter program in the foreground until it ends."""
+    process = subprocess.Popen([sys.executable, "-m", program, *options])
+    while True:
+        try:
+            raise typer.Exit(process.wait())
+        except KeyboardInterrupt:  # the program heard it too, and asks or stops by itself
+            continue
+
+
+@app.command(context_settings=PASS_ON)
+def lab(context: typer.Context) -> None:
+    """Open JupyterLab at the tour, on localhost and the first free port. Further options go to JupyterLab."""
+    source = notebook_path()
+    root = ROOT if source.is_relative_to(ROOT / "notebooks") else Path.cwd()
+    if root != ROOT and not (root / TOUR).exists():  # installed without the repository: work on a copy
+        shutil.copy(source, root / TOUR)
+    opened = source.relative_to(root).as_posix() if root == ROOT else TOUR
+    options = ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={root}"]
+    if getattr(os, "geteuid", lambda: 1)() == 0:  # in a container; Jupyter wants to be told
+        options.append("--ServerApp.allow_root=True")
+    _serve("jupyterlab", *options, f"--LabApp.default_url=/lab/tree/{opened}", *context.args)
+
+
+@app.command()
+def tour(
+    model: Annotated[
+        str | None, typer.Option(help="Hugging Face name or folder in place of the embedded model.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("build/tour.html"),
+) -> None:
+    """Execute the tour without a screen and write it as one HTML page that draws without network."""
+    import nbformat
+
+    path = notebook_path()
+    notebook = nbformat.read(path, as_version=4)
+    if model is not None:
+        substitute(notebook, r'MODEL = "[^"\n]*"', f"MODEL = {json.dumps(model)}")
+    execute(notebook, Path.cwd(), progress=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page(notebook, title=f"Value workbench: {path.stem}"), encoding="utf-8")
+    typer.echo(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB).")
+
+
+@app.command(context_settings=PASS_ON)
+def test(context: typer.Context) -> None:
+    """Run ruff, pyright, nbstripout, then pytest with the browser tests last. Options go to pytest."""
+    root = checkout()
+    notebooks = [
+        str(path)
+        for path in sorted(root.glob("notebooks/**/*.ipynb"))
+        if ".ipynb_checkpoints" not in path.parts
+    ]
+    checks = {
+        "ruff": ["ruff", "check", "."],
+        "pyright": ["pyright", "--pythonpath", sys.executable],
+        "nbstripout": ["nbstripout", "--verify", *notebooks],
+        "pytest": ["pytest", *context.args],  # last, so that its closing lines are the last lines
+    }
+    failed = []
+    for name, arguments in checks.items():
+        typer.secho(f"== {name}", bold=True)
+        code = subprocess.run([sys.executable, "-m", *arguments], cwd=root).returncode
+        if code:
+            failed.append(name)
+        if name != "pytest":
+            typer.secho(f"{name}: {'failed' if code else 'passed'}", fg="red" if code else "green")
+    if failed:
+        typer.secho(f"Failed: {', '.join(failed)}", fg="red", bold=True)
+        raise typer.Exit(1)
+
+
+@app.command("app", context_settings=PASS_ON)
+def app_(context: typer.Context) -> None:
+    """Serve the steering studio as a page on localhost. Further options go to voila."""
+    path = notebook_path("app.ipynb")
+    try:
+        import voila  # noqa: F401
+    except ImportError:
+        raise WorkbenchError(
+            "`workbench app` was called.",
+            found="voila is not installed",
+            do='pip install "value-workbench[app]"',
+        ) from None
+    _serve("voila", str(path), "--Voila.ip=127.0.0.1", *context.args)
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks to run; all without any.")] = None,
+) -> None:
+    """Run the benchmarks, each of which prints what it measured."""
+    folder = checkout() / "benchmarks"
+    present = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    for name in names or present:
+        if name not in present:
+            raise WorkbenchError(
+                f"The benchmark {name!r} was asked for.", allowed=", ".join(present) or "none yet"
+            )
+    codes = {}
+    for name in names or present:
+        typer.secho(f"== {name}", bold=True)
+        codes[name] = subprocess.run([sys.executable, str(present[name])], cwd=ROOT).returncode
+    if failed := [name for name, code in codes.items() if code]:
+        raise WorkbenchError("Benchmarks were run.", found=f"failed: {', '.join(failed)}")
+
+
+@app.command()
+def clean() -> None:
+    """Remove what was built and cached in the checkout; .venv stays."""
+    root = checkout()
+    caches = (".pytest_cache", ".ruff_cache", ".hypothesis", "build", "dist")
+    inside = [
+        path
+        for part in ("workbench", "tests", "benchmarks", "notebooks")
+        for name in ("__pycache__", ".ipynb_checkpoints")
+        for path in (root / part).rglob(name)
+    ]
+    for path in [root / name for name in caches if (root / name).exists()] + inside:
+        shutil.rmtree(path)
+        typer.echo(f"Removed {path.relative_to(root)}")
+
+
+# --- the embedded models ------------------------------------------------------------------------------------
+
+
+@embedded.command()
+def train(
+    name: Annotated[str, typer.Argument(help="circle, scrambled or confirm")],
+    minutes: Annotated[
+        float, typer.Option(help="Length of the training, counted over resumed runs.")
+    ] = 100.0,
+    folder: Annotated[Path | None, typer.Option(help="Where checkpoints and the model go.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Train an embedded model from scratch, or go on where a run was interrupted."""
+    from .embedded import training
+
+    training.train(name, minutes=minutes, folder=folder, threads=threads)
+
+
+@embedded.command()
+def pilot(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A trained model; the shipped circle without it.")
+    ] = None,
+) -> None:
+    """Print the short test before long training: is the value readable, does steering move answers?"""
+    from .embedded import pilot
+
+    pilot.run(folder)
+
+
+@embedded.command()
+def card(name: Annotated[str, typer.Argument(help="circle, scrambled or confirm")]) -> None:
+    """Measure an embedded model's quality, print it and write it into its model card."""
+    from .embedded import card
+
+    card.write(name)
