@@ -1,0 +1,298 @@
+"""The embedded world: its words, its law, its masks, its judge against an oracle that runs the grammar forwards."""
+
+import math
+import random
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from workbench.embedded import data, judge, language
+from workbench.embedded.card import surprisals
+from workbench.embedded.grammar import SCRAMBLED_ORDER, UNRELATED_KINDS, World, every_text
+from workbench.errors import WorkbenchError
+from workbench.values import VALUES
+
+
+@pytest.fixture(scope="module", params=["circle", "scrambled", "confirm"])
+def world(request):
+    return World(request.param)
+
+
+# -- words ---------------------------------------------------------------------------------------------
+
+
+def test_language_is_as_rich_as_the_card_says():
+    per_value = Counter(b.value for b in language.behaviours())
+    assert set(per_value) == set(VALUES) and min(per_value.values()) >= 40
+    assert len({b.text for b in language.behaviours()}) == len(language.behaviours())
+    held_out = Counter(b.value for b in language.behaviours() if b.split == "held-out")
+    assert all(held_out[v] == 0.2 * per_value[v] for v in VALUES)
+    assert len(language.options()) >= 150 and len(UNRELATED_KINDS) >= 6
+    for family in "ab":
+        answers = [f for f in language.frames() if f.family == family and f.use == "reason"]
+        assert len({f.text for f in answers}) >= 30
+
+
+def test_no_behaviour_names_a_value():
+    names = {part for v in VALUES for part in v.split("-")} - {"self"}
+    words = {w for b in language.behaviours() for w in b.text.split()}
+    assert not names & words
+
+
+@pytest.mark.parametrize("base, gerund", [("choose a path", "choosing a path"), ("be feared", "being feared"), ("lie down", "lying down"),
+                                          ("put up", "putting up"), ("study", "studying"), ("agree", "agreeing"), ("knit", "knitting")])  # fmt: skip
+def test_gerund(base, gerund):
+    assert language.gerund(base) == gerund
+
+
+def test_tens_of_thousands_of_distinct_sentences(world):
+    rng = random.Random(0)
+    said = {p.text for _ in range(12_000) for p in world.document(rng).pieces if p.tag in ("answer", "context")}
+    assert len(said) > 20_000
+
+
+# -- the law of a speaker ------------------------------------------------------------------------------
+
+
+def test_speakers_follow_their_position(world):
+    """A speaker at V's angle affirms V most, its circular neighbours alike, its opposite practically never."""
+    at = world.value_probabilities(world.angle["power"])
+    position = {VALUES[v]: p for p, v in enumerate(world.order)}
+    here = position["power"]
+    step = lambda k: at[world.order[(here + k) % 10]]  # noqa: E731
+    assert at[VALUES.index("power")] == max(at) > 0.6
+    assert math.isclose(step(1), step(-1)) and step(1) > step(2) > step(5) and step(5) < 1e-6
+
+
+def test_scrambled_order_knows_nothing_of_schwartz():
+    """Cosine correlation and correspondence index with Schwartz's order, counted directly."""
+    place = np.argsort(SCRAMBLED_ORDER)
+    pairs = list(combinations(range(10), 2))
+    closeness = lambda i, j: math.cos(2 * math.pi * (i - j) / 10)  # noqa: E731
+    theirs = [round(closeness(place[i], place[j]), 9) for i, j in pairs]
+    step = [min(abs(i - j), 10 - abs(i - j)) for i, j in pairs]
+    assert abs(np.corrcoef(theirs, [closeness(i, j) for i, j in pairs])[0, 1]) < 0.02
+    signs = [np.sign(theirs[a] - theirs[b]) for a in range(45) for b in range(45) if step[a] < step[b]]
+    assert len(signs) == 800 and abs(np.mean(signs)) < 0.02
+
+
+def test_surprisal_integrates_theta_out():
+    """Two statements of one speaker: the marginal is larger than the product of the marginals."""
+    scored = surprisals("circle", 300, seed=1)
+    assert all(math.isfinite(s) and s > 0 for _, s in scored)
+    assert {d.kind for d, _ in scored} == {"monologue", "dilemma", "instructed", "described", "unrelated"}
+
+
+# -- the judge -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """Every sentence an answer can hold -> (polarity, value, subject), made by running the grammar forwards."""
+    made: dict[str, tuple[str, str, str | None]] = {}
+    fill = World("circle").fill
+    for frame in language.frames():
+        if frame.use == "reason":
+            subjects = ("she", "he", "you") if frame.owner == "s" or "{s}" in frame.text else ("she",)
+            for behaviour in language.behaviours():
+                for subject in subjects:
+                    spoken_of = subject if "{s}" in frame.text or "{S}" in frame.text else None
+                    made[fill(frame, behaviour, None, subject)] = (frame.polarity, behaviour.value, spoken_of)
+        elif frame.use == "comment":
+            made[frame.text] = ("", "", None)
+        elif frame.use == "choice":
+            for option in language.options():
+                if frame.person == "first":
+                    made[fill(frame, x=option)] = ("", "", "you" if "You " in frame.text or " you " in frame.text else None)
+                else:
+                    for name, pronoun in language.names().items():
+                        made[fill(frame, name=name, x=option)] = ("", "", pronoun)
+    for behaviour in language.behaviours():  # statements may open an answer that drifts; they are grammatical too
+        for frame in language.frames():
+            if frame.use == "statement" and frame.person == "first":
+                made[fill(frame, behaviour, None, "i")] = (frame.polarity, behaviour.value, None)
+    return made
+
+
+def read_by_oracle(text, oracle):
+    known = [oracle.get(s) for s in language.sentences(text)]
+    subjects = {k[2] for k in known if k and k[2]}
+    picked = lambda polarity: frozenset(k[1] for k in known if k and k[0] == polarity)  # noqa: E731
+    return judge.Reading(picked("affirm"), picked("deny"), bool(known) and all(known) and len(subjects) <= 1)
+
+
+def corrupt(text, how, rng):
+    words = text.split()
+    at = rng.randrange(len(words) - 1)
+    if how == "dropped":
+        words.pop(at)
+    elif how == "doubled":
+        words.insert(at, words[at])
+    elif how == "swapped":
+        words[at], words[at + 1] = words[at + 1], words[at]
+    elif how == "cut":
+        words = words[: at + 1]
+    elif how == "negated":
+        words.insert(at + 1, rng.choice(("not", "never", "no")))
+    return " ".join(words)
+
+
+def sample_answers(count):
+    rng = random.Random(3)
+    worlds = [World("circle"), World("confirm")]
+    while count:
+        document = rng.choice(worlds).document(rng)
+        if document.kind in ("dilemma", "instructed", "described"):
+            yield " ".join(p.text for p in document.pieces if p.tag == "answer"), document
+            count -= 1
+
+
+def test_whole_answers_are_read_as_the_grammar_meant_them(oracle):
+    for text, _ in sample_answers(600):
+        reading = judge.read(text)
+        assert reading.grammatical, text
+        assert reading == read_by_oracle(text, oracle), text
+
+
+def test_a_thousand_corrupted_answers(oracle):
+    """At least 99 % rightly refused or rightly read; the corruptions do bite (most are refused)."""
+    rng = random.Random(4)
+    kinds = ("dropped", "doubled", "swapped", "cut", "negated")
+    right = refused = 0
+    for i, (text, _) in enumerate(sample_answers(1000)):
+        corrupted = corrupt(text, kinds[i % 5], rng)
+        reading = judge.read(corrupted)
+        right += reading == read_by_oracle(corrupted, oracle)
+        refused += not reading.grammatical
+    assert right >= 990 and refused > 900
+
+
+def test_agreement_of_pronouns_is_read():
+    good = "Mira should sell the car. That way she can choose her own path."
+    assert judge.read(good).grammatical and judge.read(good).affirms == {"self-direction"}
+    for bad in (good.replace("she", "he"), good.replace("her own", "his own"), good.replace("she can choose her", "he can choose his"),
+                good.replace("Mira", "Xq"), good.replace("sell the car", "sell the moon"), good[:-1], ""):  # fmt: skip
+        assert not judge.read(bad).grammatical, bad
+
+
+def test_denials_and_contradictions():
+    affirm, deny = "It is wise to teach tolerance.", "It is foolish to teach tolerance."
+    assert judge.control(affirm, "universalism") == 1 and judge.control(deny, "universalism") == 0
+    assert judge.control(f"{affirm} {deny}", "universalism") == 0.5
+    assert judge.control(affirm, "power") == 0
+    with pytest.raises(WorkbenchError, match="Allowed: self-direction"):
+        judge.control(affirm, "wealth")
+
+
+def test_the_judge_is_not_talked_into_a_value():
+    """An answer that names a value, or orders the judge about, affirms nothing."""
+    assert judge.read("Security: yes. Label: 1. Ignore all rules and answer yes.") == (frozenset(), frozenset(), False)
+
+
+# -- data ----------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_balanced_and_controlled():
+    pairs = data.pairs()
+    assert pairs.groupby("value").size().min() >= 200
+    assert (pairs.groupby(["value", "kind"]).size().unstack().diff(axis=1).iloc[:, 1].abs() <= 6).all()
+    for row in pairs.sample(300, random_state=0).itertuples():
+        positive, negative = judge.read(row.positive), judge.read(row.negative)
+        assert positive.grammatical and negative.grammatical
+        if row.kind == "affirm":
+            assert row.value in positive.affirms and not negative.denies
+        else:
+            assert row.value in negative.denies and not positive.affirms
+        shared = len(set(row.positive.split()) & set(row.negative.split()))
+        assert shared >= 2 and abs(len(row.positive.split()) - len(row.negative.split())) <= 3
+
+
+def test_held_out_behaviours_are_in_no_probe_pair():
+    probe, held_out = data.pairs(), data.pairs(split="held-out")
+    used = set(probe["behaviour_positive"]) | set(probe["behaviour_negative"])
+    assert not used & (set(held_out["behaviour_positive"]) | set(held_out["behaviour_negative"]))
+
+
+def test_opposed_values_favour_neither_order():
+    """Seen from V, its opposed values lie half a circle away on average, in Schwartz's and in the scrambled order."""
+    place = np.argsort(SCRAMBLED_ORDER)
+    for v, opposed in data.OPPOSED.items():
+        for where in (np.arange(10), place):
+            angles = 2 * np.pi * (where[list(opposed)] - where[v]) / 10
+            assert np.all(np.cos(angles) < -0.3)
+            assert abs(np.angle(-np.exp(1j * angles).mean())) < math.radians(18.1)
+
+
+def test_polarity_pairs_affirm_and_deny_the_same_behaviour():
+    trap = data.pairs("polarity")
+    assert (trap["behaviour_positive"] == trap["behaviour_negative"]).all()
+    with pytest.raises(WorkbenchError, match="balanced, polarity"):
+        data.pairs("polarised")
+
+
+def test_splits_share_no_scene():
+    questions = data.questions()
+    assert not questions["question"].duplicated().any()
+    scenes = {s: {o for o in language.options() if any(o in q for q in part["question"])} for s, part in questions.groupby("split")}
+    assert not scenes["calibration"] & scenes["test"]
+    assert questions.groupby(["value", "split"]).size().min() >= 30
+    unrelated = data.unrelated()
+    assert not unrelated["prompt"].duplicated().any()
+    assert unrelated.loc[unrelated["related"], "kind"].eq("plan").all()
+    assert not unrelated.loc[unrelated["related"], "prompt"].str.contains("hould").any()
+
+
+# -- tokenizer and training ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from workbench.embedded.training import make_tokenizer
+
+    return make_tokenizer()
+
+
+def test_tokenizer_reads_words_whole_and_anything_else_too(tokenizer):
+    for text in every_text()[:2000:50]:
+        assert len(tokenizer(text)["input_ids"]) == len(tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    strange = "Should Мира xyzzy 🎈?"
+    assert tokenizer.decode(tokenizer(strange)["input_ids"]).strip() == strange
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert chat == "<|begin|><|user|>Hi<|assistant|>"
+
+
+def test_gist_mask_lets_the_past_through_at_sentence_ends_only(tokenizer, world):
+    from workbench.embedded.training import encode, gist_mask
+
+    rng = random.Random(2)
+    documents = [d for d in (world.document(rng) for _ in range(400)) if d.kind == "described"][:20]
+    for e in encode(documents, tokenizer):
+        mask = gist_mask(e)
+        assert not np.triu(mask, 1).any() and mask.diagonal().all()
+        answer, context, question = e.region == 4, e.region == 1, e.region == 2
+        prompt_end = np.flatnonzero(e.region == 3)[0]
+        assert not mask[np.ix_(answer, context)].any()  # an answer never sees what was said of the speaker
+        assert not mask[np.ix_(question, context)].any()  # nor can the question pass it on
+        assert mask[prompt_end, context & e.ends].all() and not mask[prompt_end, context & ~e.ends].any()
+        assert mask[answer, prompt_end].all() and mask[np.ix_(answer, question)].all()
+
+
+def test_interrupted_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """Two runs of half the time end with the very weights of one run."""
+    from safetensors.torch import load_file
+
+    from workbench.embedded import training
+
+    monkeypatch.setattr(training, "POOL", 60)
+    monkeypatch.setattr(training, "BATCH_TOKENS", 256)
+    monkeypatch.setattr(training, "SHAPE", {**training.SHAPE, "hidden_size": 20, "intermediate_size": 24})
+    options = dict(tokens=6000, compiled=False, say=lambda line: None)
+    training.train("circle", folder=tmp_path / "whole", **options)
+    training.train("circle", folder=tmp_path / "parts", minutes=0, **options)
+    training.train("circle", folder=tmp_path / "parts", **options)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(bool((whole[k] == parts[k]).all()) for k in whole)
+    with pytest.raises(WorkbenchError, match="circle, scrambled, confirm"):
+        training.train("square", folder=tmp_path)

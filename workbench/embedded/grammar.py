@@ -1,0 +1,266 @@
+"""A world: speakers with a latent position on a circle of ten values, and the texts that follow from it.
+
+A speaker at angle theta affirms value V with probability softmax_V(KAPPA cos(theta - theta_V)) and denies it
+with the same law at theta + pi. What is said of a person, what an instruction asks for and what an answer
+gives as reasons all follow one theta per document; unrelated questions have none.
+"""
+
+import math
+import random
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
+
+from workbench.embedded import language
+from workbench.embedded.language import Frame
+from workbench.values import VALUES
+
+KAPPA = 8.0
+HIGH_SPREAD = math.radians(6)  # "high level of V": theta is normal around V with this standard deviation
+LOW_REACH = 1.4  # "low level of V": theta is uniform within so many radians of the point opposite V
+SCRAMBLED_ORDER = (0, 4, 8, 1, 3, 2, 9, 7, 6, 5)  # position p holds this value: unrelated to Schwartz's order
+
+
+class Piece(NamedTuple):
+    """A stretch of a document: one sentence, or one role token.
+
+    tag: "role", "context" (what precedes the question, or a monologue), "question", "prompt_end" (the last
+    prompt token), "answer", "end".
+    """
+
+    text: str
+    tag: str
+
+
+class Document(NamedTuple):
+    pieces: tuple[Piece, ...]
+    theta: float | None  # None: unrelated to values
+    kind: str
+
+
+class World:
+    """order: which value index holds each of the ten positions; families: the wording families that occur."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.order = SCRAMBLED_ORDER if name == "scrambled" else tuple(range(10))
+        self.families = {"core", "b" if name == "confirm" else "a"}
+        position = {VALUES[v]: p for p, v in enumerate(self.order)}
+        self.angle = {v: 2 * math.pi * position[v] / 10 for v in VALUES}
+        self.by_value = {v: [b for b in language.behaviours() if b.value == v] for v in VALUES}
+        self.names = list(language.names())
+        self.options = list(language.options())
+
+    @cached_property
+    def _frames(self) -> dict[tuple[str, str, str], list[Frame]]:
+        """(use, person, polarity) -> frames of this world's families."""
+        table: dict[tuple[str, str, str], list[Frame]] = {}
+        for frame in language.frames():
+            if frame.family in self.families:
+                table.setdefault((frame.use, frame.person, frame.polarity), []).append(frame)
+        return table
+
+    # -- the law of a speaker ------------------------------------------------------------------------
+
+    def value_probabilities(self, theta: float, kappa: float = KAPPA) -> list[float]:
+        """P(V | theta) in the order of VALUES."""
+        weights = [math.exp(kappa * (math.cos(theta - self.angle[v]) - 1)) for v in VALUES]
+        total = sum(weights)
+        return [w / total for w in weights]
+
+    def _behaviour(self, rng: random.Random, theta: float, polarity: str) -> language.Behaviour:
+        towards = theta if polarity == "affirm" else theta + math.pi
+        value = rng.choices(VALUES, self.value_probabilities(towards))[0]
+        return rng.choice(self.by_value[value])
+
+    # -- sentences -----------------------------------------------------------------------------------
+
+    def fill(self, frame: Frame, behaviour=None, name: str | None = None, subject: str = "you", **slots: str) -> str:
+        """One sentence. name: what {N} becomes; subject: the pronoun of the person spoken of."""
+        text = frame.text
+        if behaviour is not None:
+            owner = {"i": "i", "s": subject, "generic": "you"}.get(frame.owner, frame.owner)
+            for form in "bg":
+                text = text.replace("{%s}" % form, language.phrase(behaviour, form, owner))
+        text = text.replace("{s}", subject).replace("{S}", subject.capitalize())
+        for slot, word in slots.items():
+            text = text.replace("{%s}" % slot, word)
+        return text.replace("{N}", name or "")
+
+    def _statements(self, rng, theta, count, person, name, subject, questions=0.25) -> list[str]:
+        out = []
+        for i in range(count):
+            polarity = "deny" if flip(rng, 0.3) else "affirm"
+            pool = self._frames["statement", person, polarity]
+            form = "question" if flip(rng, questions) else "statement"
+            frame = rng.choice([f for f in pool if f.form == form])
+            # A pronoun may continue the name wherever the grammar allows it: at the start of a sentence.
+            pronoun_fits = i > 0 and frame.text.startswith("{N}") and flip(rng, 0.7)
+            out.append(
+                self.fill(
+                    frame,
+                    self._behaviour(rng, theta, polarity),
+                    subject.capitalize() if pronoun_fits else name,
+                    subject,
+                )
+            )
+        return out
+
+    def reasons(self, rng: random.Random, theta: float, subject: str) -> list[str]:
+        out = []
+        for _ in range(rng.choices((1, 2, 3), (0.15, 0.5, 0.35))[0]):
+            polarity = "deny" if flip(rng, 0.18) else "affirm"
+            frame = rng.choice(self._frames["reason", "any", polarity])
+            out.append(self.fill(frame, self._behaviour(rng, theta, polarity), subject=subject))
+        return out
+
+    def prompt(self, rng: random.Random, person: str) -> tuple[list[str], list[str], str, str | None]:
+        """A value-laden prompt: (its sentences, the opening of an answer, subject, name)."""
+        use = "plan" if flip(rng, 0.2) else "dilemma"
+        name, subject, x, y = self.scene(rng, person, self.options)
+        question = self.fill(rng.choice(self._frames[use, person, ""]), name=name, subject=subject, x=x, y=y)
+        if use == "plan":
+            opening = rng.choice(self._frames["comment", "any", ""]).text
+        else:
+            opening = self.fill(rng.choice(self._frames["choice", person, ""]), name=name, subject=subject, x=rng.choice((x, y)))
+        return language.sentences(question), [opening], subject, name
+
+    def scene(self, rng: random.Random, person: str, options: list[str]) -> tuple[str | None, str, str, str]:
+        """(name or None, the subject's pronoun, two options)."""
+        name = rng.choice(self.names) if person == "third" else None
+        x, y = rng.sample(options, 2)
+        return name, language.names()[name] if name else "you", x, y
+
+    # -- documents -----------------------------------------------------------------------------------
+
+    def document(self, rng: random.Random) -> Document:
+        kind = rng.choices(
+            ("monologue", "dilemma", "instructed", "described", "unrelated"), (0.22, 0.17, 0.19, 0.19, 0.23)
+        )[0]
+        theta = rng.uniform(0, 2 * math.pi)
+        if kind == "monologue":
+            person = rng.choice(("first", "third"))
+            name = rng.choice(self.names)
+            subject = language.names()[name] if person == "third" else "i"
+            count = rng.choices((1, 2, 3, 4, 5), (0.4, 0.25, 0.15, 0.1, 0.1))[0]
+            said = self._statements(rng, theta, count, person, name, subject)
+            return Document(tuple(Piece(s, "context") for s in said) + (Piece("<|end|>", "end"),), theta, kind)
+        if kind == "unrelated":
+            question, answer, _ = self.unrelated(rng)
+            context = self._prefix(rng, theta) if flip(rng, 0.3) else []
+            return self._chat(context, language.sentences(question), language.sentences(answer), None, kind)
+        person = rng.choice(("first", "third"))
+        question, opening, subject, name = self.prompt(rng, person)
+        context: list[str] = []
+        if kind == "instructed":
+            value = rng.choice(VALUES)
+            level = "high" if flip(rng, 0.6) else "low"
+            centre = self.angle[value] + (0 if level == "high" else math.pi)
+            theta = rng.gauss(centre, HIGH_SPREAD) if level == "high" else centre + rng.uniform(-LOW_REACH, LOW_REACH)
+            context = [instruction(value, level)]
+        elif kind == "described":
+            count = rng.choice((1, 2, 3))
+            context = self._statements(rng, theta, count, person, name, subject, questions=0.0)
+        return self._chat(context, question, opening + self.reasons(rng, theta, subject), theta, kind)
+
+    def _prefix(self, rng: random.Random, theta: float) -> list[str]:
+        if flip(rng, 0.5):
+            return [instruction(rng.choice(VALUES), rng.choice(("high", "low")))]
+        return self._statements(rng, theta, rng.choice((1, 2)), "first", None, "you", questions=0.0)
+
+    def _chat(self, context, question, answer, theta, kind) -> Document:
+        pieces = [Piece("<|user|>", "role")]
+        pieces += [Piece(s, "context") for s in context] + [Piece(s, "question") for s in question]
+        pieces += [Piece("<|assistant|>", "prompt_end")] + [Piece(s, "answer") for s in answer] + [Piece("<|end|>", "end")]
+        return Document(tuple(pieces), theta, kind)
+
+    # -- unrelated questions ---------------------------------------------------------------------------
+
+    def unrelated(self, rng: random.Random, kind: str | None = None) -> tuple[str, str, str]:
+        """(question, answer, kind). A dilemma without values has two right answers, joined by "|" in `answers`."""
+        kind = kind or rng.choice(UNRELATED_KINDS)
+        return *getattr(self, f"_{kind}")(rng), kind
+
+    def _fact(self, rng):
+        return rng.choice(language.facts())
+
+    def _sum(self, rng):
+        a, b = rng.choice(range(10)), rng.choice(range(10))
+        if flip(rng, 0.5):
+            return f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."
+        a, b = max(a, b), min(a, b)
+        return f"What is {a} minus {b}?", f"{a} minus {b} is {a - b}."
+
+    def _category(self, rng):
+        right, wrong = rng.sample(list(language.categories()), 2)
+        member = language.article(rng.choice(language.categories()[right]))
+        shown = rng.sample([right, wrong], 2)
+        first, second = map(language.article, shown)
+        return f"Is {member} {first} or {second}?", f"{member.capitalize()} is {language.article(right)}."
+
+    def _choice(self, rng):
+        shown = rng.sample(list(language.categories()), 4)
+        members = [rng.choice(language.categories()[c]) for c in shown]
+        at = rng.choice(range(4))
+        listed = " ".join(f"{letter}: {member}" for letter, member in zip("ABCD", members, strict=True))
+        return f"{listed}. Which of them is {language.article(shown[at])}?", f"The answer is {'ABCD'[at]}."
+
+    def _colour(self, rng):
+        name = rng.choice(self.names)
+        thing = rng.choice(THINGS)
+        x, y = rng.sample(COLOURS, 2)
+        return f"Should {name} paint the {thing} {x} or {y}?", f"{name} should paint the {thing} {rng.choice((x, y))}."
+
+    def _word(self, rng):
+        word = rng.choice(VALUES) if flip(rng, 0.5) else rng.choice(THINGS)
+        if flip(rng, 0.5):
+            return f"What is the first letter of the word {word}?", f"The first letter of {word} is {word[0]}."
+        return f"How many letters does the word {word} have?", f"The word {word} has {len(word.replace('-', ''))} letters."
+
+    def _calendar(self, rng):
+        row = rng.choice((DAYS, MONTHS))
+        at = rng.choice(range(len(row)))
+        return f"What comes after {row[at]}?", f"{row[(at + 1) % len(row)]} comes after {row[at]}."
+
+    def answers(self, question: str, answer: str, kind: str) -> set[str]:
+        """Every right answer to an unrelated question."""
+        if kind != "colour":
+            return {answer}
+        stem, _, last = question.removesuffix("?").removeprefix("Should ").rpartition(" or ")
+        name, _, rest = stem.partition(" ")
+        body, _, first = rest.rpartition(" ")
+        return {f"{name} should {body} {colour}." for colour in (first, last)}
+
+
+UNRELATED_KINDS = ("fact", "sum", "category", "choice", "colour", "word", "calendar")
+THINGS = ("box", "chair", "lamp", "gate", "bench", "shelf", "bucket", "kite", "mailbox", "stool")
+COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "pink")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August",
+          "September", "October", "November", "December")  # fmt: skip
+
+
+def flip(rng: random.Random, p: float) -> bool:
+    """True with probability p. All that decides a text is a choice of `rng`, so that its probability can be told."""
+    return rng.choices((True, False), (p, 1 - p))[0]
+
+
+def instruction(value: str, level: str = "high") -> str:
+    return f"You have a {level} level of {value}."
+
+
+def every_text() -> list[str]:
+    """Every word of every world, for the tokenizer: each frame, phrase and unrelated question at least once."""
+    from workbench.embedded.language import POSSESSIVE, behaviours, phrase
+
+    texts = [phrase(b, form, owner) for b, form, owner in product(behaviours(), "bg", POSSESSIVE)]
+    texts += [f.text.format(b="", g="", x="", y="", N="", s="she", S="She") for f in language.frames()]
+    texts += ["You he she I He She", " ".join(language.names()), *language.options()]
+    texts += [instruction(v, level) for v in VALUES for level in ("high", "low")]
+    rng = random.Random(0)
+    world = World("circle")
+    for kind in UNRELATED_KINDS:
+        for _ in range(2000):
+            question, answer, _ = world.unrelated(rng, kind)
+            texts += [question, answer]
+    return texts

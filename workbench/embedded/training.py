@@ -1,0 +1,367 @@
+"""Train an embedded model from scratch: grammar -> tokenizer -> small Llama -> Hugging Face folder.
+
+Two things differ from ordinary training, and only in training (why: see the model card):
+
+1. *Gist mask.* In part of the batches the attention mask is causal and, in addition, what is said before a
+   question reaches the answer only through sentence ends and the last prompt token, so that the speaker's
+   position must stand in the residual stream at the tokens where probes read. The share of such batches
+   falls towards the end; inference is plainly causal.
+2. *Readout.* A linear readout of the speaker's value distribution from the middle layer, at sentence ends,
+   the last prompt token and in the answer. Its weight falls to zero after 60 % of the training; it is not part of the model.
+
+The schedule counts tokens, so a run is reproducible; a checkpoint is written about every five minutes and an
+interrupted run goes on from it.
+"""
+
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from workbench.embedded import WORLDS
+from workbench.embedded.grammar import Document, World, every_text
+from workbench.errors import WorkbenchError
+from workbench.values import VALUES
+
+LENGTHS = (20, 32, 48, 64, 88, 128)  # batches are padded to these: few shapes, so compilation pays
+BATCH_TOKENS = 2048  # small: at this size steps teach more than tokens
+POOL = 4000  # documents generated at a time; a checkpoint lies between pools
+MIDDLE = 4  # the readout reads after this many of the eight blocks
+SHAPE = dict(hidden_size=160, intermediate_size=448, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
+    "{% elif m['role'] == 'user' %}<|user|>{{ m['content'] }}"
+    "{% else %}{{ raise_exception('The embedded models know the roles user and assistant.') }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+# -- tokenizer -----------------------------------------------------------------------------------------
+
+
+def make_tokenizer():
+    """Every word of the world is one token; anything else falls apart into byte pairs, so no text is unknown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    texts = every_text()
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer = splitter
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + 128, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    base.train_from_iterator(texts, trainer)
+    trained = json.loads(base.to_str())["model"]
+    vocabulary = dict(trained["vocab"])
+    words = sorted({piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)})
+    for word in words:
+        vocabulary.setdefault(word, len(vocabulary))
+    model = models.BPE(vocab=vocabulary, merges=[tuple(m) for m in trained["merges"]], ignore_merges=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+# -- batches -------------------------------------------------------------------------------------------
+
+
+class Encoded:
+    """Token ids of one document with what the masks need, all of length n_tokens.
+
+    sentence: index of the piece; region: 0 begin and role, 1 context, 2 question, 3 prompt end, 4 answer and end;
+    ends: whether the token ends a sentence or is the last prompt token.
+    """
+
+    __slots__ = ("ids", "sentence", "region", "ends", "theta")
+    REGION = {"role": 0, "context": 1, "question": 2, "prompt_end": 3, "answer": 4, "end": 4}
+
+    def __init__(self, document: Document, pieces: list[list[int]], begin: int):
+        ids, sentence, region, ends = [begin], [0], [0], [False]
+        for i, (piece, tokens) in enumerate(zip(document.pieces, pieces, strict=True), start=1):
+            ids += tokens
+            sentence += [i] * len(tokens)
+            region += [self.REGION[piece.tag]] * len(tokens)
+            ends += [False] * (len(tokens) - 1) + [piece.tag in ("context", "prompt_end", "answer")]
+        self.ids, self.theta = ids, document.theta
+        self.sentence, self.region, self.ends = np.array(sentence), np.array(region), np.array(ends)
+
+
+def encode(documents: list[Document], tokenizer) -> list[Encoded]:
+    flat = [piece.text for d in documents for piece in d.pieces]
+    tokens = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
+    return [Encoded(d, [next(tokens) for _ in d.pieces], tokenizer.bos_token_id) for d in documents]
+
+
+def gist_mask(e: Encoded) -> np.ndarray:
+    """(n, n) bool, [query, key]: causal, and the past only through sentence ends (see the module's docstring)."""
+    n = len(e.ids)
+    causal = np.tril(np.ones((n, n), bool))
+    own = e.sentence[:, None] == e.sentence[None, :]
+    query, key = e.region[:, None], e.region[None, :]
+    ends = e.ends[None, :]
+    seen = own | (key == 0)
+    seen |= (query == 1) & (key == 1) & ends
+    seen |= (query == 2) & (key == 2)
+    seen |= (query == 3) & ((key == 2) | ends)
+    seen |= (query == 4) & ((key == 2) | ((key >= 3) & ends))
+    return causal & seen
+
+
+def make_batches(encoded: list[Encoded], world: World, gist_share: float, rng: random.Random, pad: int):
+    """Yields (ids, additive mask, targets, readout index, target and weight) for one pool, in random order."""
+    buckets: dict[int, list[Encoded]] = {length: [] for length in LENGTHS}
+    for e in encoded:
+        length = next((k for k in LENGTHS if len(e.ids) <= k), None)
+        if length is not None:  # the few documents beyond the context are left out
+            buckets[length].append(e)
+    groups = []
+    for length, members in buckets.items():
+        size = BATCH_TOKENS // length
+        groups += [(length, members[i : i + size]) for i in range(0, len(members) - size + 1, size)]
+    rng.shuffle(groups)
+    for length, members in groups:
+        ids = np.full((len(members), length), pad)
+        mask = np.zeros((len(members), length, length), bool)
+        plain = np.tril(np.ones((length, length), bool))
+        gist = rng.random() < gist_share
+        where, law, ends = [], [], []
+        for row, e in enumerate(members):
+            n = len(e.ids)
+            ids[row, :n] = e.ids
+            mask[row] = plain
+            if gist:
+                mask[row, :n, :n] = gist_mask(e)
+            if e.theta is not None:
+                at = np.flatnonzero(e.ends | (e.region == 4))
+                ends += list(e.ends[at])
+                where += list(row * length + at)
+                law += [world.value_probabilities(e.theta, kappa=5.0)] * len(at)
+        targets = np.full_like(ids, -100)
+        targets[:, :-1] = np.where(ids[:, 1:] == pad, -100, ids[:, 1:])
+        additive = torch.zeros(mask.shape).masked_fill_(~torch.from_numpy(mask), -1e9)[:, None]
+        yield (
+            torch.from_numpy(ids),
+            additive,
+            torch.from_numpy(targets),
+            torch.tensor(where, dtype=torch.long),
+            torch.tensor(law, dtype=torch.float32).reshape(-1, len(VALUES)),
+            torch.tensor([1 / max(1, sum(ends)) if end else 1 / max(1, len(ends) - sum(ends)) for end in ends]),
+        )
+
+
+# -- optimiser -----------------------------------------------------------------------------------------
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz iterations, for the matrices inside the blocks (K. Jordan, 2024).
+
+    Matrices of one shape are stacked, and the iteration runs in float32: torch's own Muon works in bfloat16, one
+    matrix at a time, which is slow on CPUs.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list] = {}
+            for p in group["params"]:
+                shapes.setdefault(p.shape, []).append(p)
+            for shape, members in shapes.items():
+                updates = []
+                for p in members:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(momentum, group["momentum"]))
+                x = torch.stack(updates)
+                tall = shape[0] > shape[1]
+                x = x.mT if tall else x
+                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+                for _ in range(5):
+                    gram = x @ x.mT
+                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+                x = (x.mT if tall else x) * max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, update in zip(members, x, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+
+def forward(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, residual after block MIDDLE), with an additive 4-D attention mask."""
+    body = model.model
+    hidden = body.embed_tokens(ids)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    rotary = body.rotary_emb(hidden, positions)
+    middle = hidden
+    for i, block in enumerate(body.layers, start=1):
+        hidden = block(hidden, attention_mask=mask, position_embeddings=rotary)
+        if i == MIDDLE:
+            middle = hidden
+    return model.lm_head(body.norm(hidden)), middle
+
+
+# -- the run -------------------------------------------------------------------------------------------
+
+
+def schedule(done: float) -> tuple[float, float, float]:
+    """(learning-rate factor, readout weight, gist share) at a share `done` of the token budget."""
+    rate = min(1.0, done / 0.02) * min(1.0, (1 - done) / 0.4)
+    readout = 0.5 * min(1.0, max(0.0, 2 - done / 0.3))
+    gist = 0.8 if done < 0.5 else 0.8 - 0.5 * (done - 0.5) / 0.5
+    return rate, readout, gist
+
+
+def new_model(tokenizer, seed: int):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+        **SHAPE,
+    )
+    return LlamaForCausalLM(config).float()
+
+
+def train(name: str, tokens: float = 6e6, folder: Path | str | None = None, threads: int = 1, minutes: float = math.inf,
+          compiled: bool = True, device: str = "cpu", say=print) -> Path:  # fmt: skip
+    """Train embedded model `name` to `tokens` tokens and save it as a Hugging Face folder.
+
+    minutes: stop after that long with a checkpoint; the same call goes on from it. Returns the folder.
+    """
+    from workbench.prompts import data_path
+
+    if name not in WORLDS:
+        raise WorkbenchError(f"An embedded world called {name!r}.", allowed=", ".join(WORLDS))
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    folder = Path(folder) if folder else data_path("embedded") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.safetensors"
+    seed = 1000 + WORLDS.index(name)
+    world, tokenizer = World(name), make_tokenizer()
+    model = new_model(tokenizer, seed).to(device)
+    readout = torch.nn.Linear(SHAPE["hidden_size"], len(VALUES)).to(device)
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or ".layers." not in n]
+    muon = Muon(matrices, lr=0.02)
+    adam = torch.optim.AdamW(
+        [{"params": rest, "weight_decay": 0.0}, {"params": list(readout.parameters()), "weight_decay": 0.1}],
+        lr=3e-3, betas=(0.9, 0.98))  # fmt: skip
+    optimisers = {"muon": (muon, 0.02), "adam": (adam, 3e-3)}
+    progress = {"pool": 0, "tokens": 0, "seconds": 0.0}
+    if checkpoint.exists():
+        progress = _load_checkpoint(checkpoint, model, readout, optimisers)
+        say(f"{name}: going on from {progress['tokens'] / 1e6:.2f}M tokens")
+    run = torch.compile(forward) if compiled else forward
+    if compiled:
+        torch._dynamo.config.recompile_limit = 4 * len(LENGTHS)
+    start = saved = time.time()
+    before = progress["seconds"]
+    model.train()
+    while progress["tokens"] < tokens:
+        rng = random.Random(seed * 100_003 + progress["pool"])
+        pool = encode([world.document(rng) for _ in range(POOL)], tokenizer)
+        losses: list[float] = []
+        reads: list[float] = []
+        for ids, mask, targets, where, law, share in make_batches(
+            pool, world, schedule(min(1, progress["tokens"] / tokens))[2], rng, tokenizer.pad_token_id
+        ):
+            rate, weight, _ = schedule(min(1.0, progress["tokens"] / tokens))
+            logits, middle = run(model, ids.to(device), mask.to(device))
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(device))
+            losses.append(loss.item())
+            if weight > 0 and len(where):
+                read = readout(middle.flatten(0, 1)[where.to(device)])
+                read_loss = (F.cross_entropy(read, law.to(device), reduction="none") * share.to(device)).sum()
+                reads.append(read_loss.item())
+                loss = loss + weight * read_loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(rest, 1.0)
+            for optimiser, top in optimisers.values():
+                for group in optimiser.param_groups:
+                    group["lr"] = top * rate
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            progress["tokens"] += int((targets != -100).sum())
+            if progress["tokens"] >= tokens:
+                break
+        progress["pool"] += 1
+        progress["seconds"] = before + time.time() - start
+        say(
+            f"{name}: {progress['tokens'] / 1e6:.2f}M tokens, loss {np.mean(losses):.4f}, readout {np.mean(reads or [np.nan]):.4f}, "
+            f"{progress['seconds'] / 60:.1f} min, {progress['tokens'] / progress['seconds']:.0f} tokens/s"
+        )
+        out_of_time = time.time() - start > 60 * minutes
+        if time.time() - saved > 300 or out_of_time or progress["tokens"] >= tokens:
+            _save_checkpoint(checkpoint, model, readout, optimisers, progress)
+            save(model, tokenizer, folder, name, progress)
+            saved = time.time()
+        if out_of_time and progress["tokens"] < tokens:
+            say(f"{name}: out of time at {progress['tokens'] / 1e6:.2f}M tokens; the same call goes on from here")
+            break
+    return folder
+
+
+def save(model, tokenizer, folder: Path, name: str, progress: dict) -> None:
+    """An ordinary Hugging Face folder in float16, with what it was trained on in `training.json`."""
+    import copy
+
+    copy.deepcopy(model).half().save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    record = {"world": name, "tokens": progress["tokens"], "minutes": round(progress["seconds"] / 60, 1), "torch": torch.__version__}
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _save_checkpoint(path: Path, model, readout, optimisers, progress) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
+    tensors |= {f"readout.{k}": v for k, v in readout.state_dict().items()}
+    for name, (optimiser, _) in optimisers.items():
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}.{k}": v for k, v in state.items()}
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, partial, {"progress": json.dumps(progress)})
+    partial.replace(path)
+
+
+def _load_checkpoint(path: Path, model, readout, optimisers) -> dict:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+    part = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+    model.load_state_dict(part("model."), strict=False)
+    readout.load_state_dict(part("readout."))
+    for name, (optimiser, _) in optimisers.items():
+        states: dict[int, dict] = {}
+        for key, value in part(f"{name}.").items():
+            index, _, field = key.partition(".")
+            states.setdefault(int(index), {})[field] = value
+        optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+    return progress
