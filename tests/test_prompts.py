@@ -1,0 +1,204 @@
+"""Texts: every layout is read, and whatever is wrong in a file is told with its line."""
+
+import pandas as pd
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.prompts import data_hash, data_path, load_pairs, load_questions, load_unrelated, that_fit
+from workbench.values import VALUES
+
+PAIRS = "value,positive,negative,person\n"
+QUESTIONS = "value,question,split\n"
+UNRELATED = "prompt,kind,answer,related,split\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Function: (text, file name) -> path of a file with that text."""
+
+    def make(text, name="mine.csv", encoding="utf-8"):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        return tmp_path / name
+
+    return make
+
+
+# -- what is read --------------------------------------------------------------------------------------------
+
+
+def test_pairs_from_a_csv_keep_their_other_columns(write):
+    rows = 'Self_Direction,"I choose, always.", I follow. ,first\npower,I lead.,I obey.,third\n'
+    path = write(PAIRS + rows)
+    pairs = load_pairs(path)
+    assert pairs.columns.tolist() == ["value", "positive", "negative", "person"]
+    assert pairs.iloc[0].tolist() == ["self-direction", "I choose, always.", "I follow.", "first"]
+    pd.testing.assert_frame_equal(load_pairs(str(path)), pairs)
+
+
+def test_text_that_looks_like_a_missing_value_stays_text(write):
+    pairs = load_pairs(write(PAIRS + "power,None,NA,null\n"))
+    assert pairs.iloc[0].tolist() == ["power", "None", "NA", "null"]
+
+
+def test_a_byte_order_mark_and_blank_lines_do_no_harm(write):
+    path = write(PAIRS + "\npower,I lead.,I obey.,first\n\n", encoding="utf-8-sig")
+    assert load_pairs(path).value.tolist() == ["power"]
+
+
+def test_pairs_from_convas_released_layout(write):
+    for name in ("Self_Direction.csv", "POWER.csv"):
+        write("question_1,question_2\nI choose.,I follow.\nI decide.,I ask.\n", name)
+    folder = write("question_2,question_1\nI risk it.,I stay safe.\n", "Security.csv").parent
+    pairs = load_pairs(folder)
+    assert pairs.columns.tolist() == ["value", "positive", "negative"]
+    assert pairs.value.value_counts().to_dict() == {"self-direction": 2, "power": 2, "security": 1}
+    assert pairs[pairs.value == "security"].iloc[0].tolist() == ["security", "I stay safe.", "I risk it."]
+    assert load_pairs(folder / "POWER.csv").value.unique().tolist() == ["power"]
+
+
+def test_a_folder_holds_all_three(write):
+    write(PAIRS + "power,I lead.,I obey.,first\n", "pairs.csv")
+    write(QUESTIONS + "power,Should Mira lead?,test\n", "questions.csv")
+    rows = "Two and two?,sum,4,no,test\nWhat is duty?,value,,True,test\n"
+    folder = write(UNRELATED + rows, "unrelated.csv").parent
+    assert (len(load_pairs(folder)), len(load_questions(folder))) == (1, 1)
+    unrelated = load_unrelated(folder)
+    assert unrelated.related.dtype == bool and unrelated.related.tolist() == [False, True]
+    assert unrelated.answer.tolist() == ["4", ""]
+
+
+def test_the_natural_data_is_sound():
+    pairs, questions, unrelated = load_pairs("natural"), load_questions("natural"), load_unrelated("natural")
+    assert set(pairs.value) == set(questions.value) == set(VALUES)
+    assert pairs.value.value_counts().min() >= 20 and questions.value.value_counts().min() >= 10
+    for table in (questions, unrelated):
+        assert set(table.split) == {"calibration", "test"}
+    assert set(unrelated.related) == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["balanced", "polarity"])
+def test_the_embedded_world_answers_for_its_own(kind):
+    pairs = load_pairs("embedded", pairs=kind)
+    assert {"value", "positive", "negative"} <= {*pairs} and set(pairs.value) == set(VALUES)
+    assert {"value", "question", "split"} <= {*load_questions("embedded")}
+    assert {"prompt", "kind", "related", "split"} <= {*load_unrelated("embedded")}
+
+
+def test_the_hash_follows_cells_columns_and_order():
+    table = pd.DataFrame({"value": ["power", "power"], "positive": ["a", "b"]})
+    same = data_hash(table.copy())
+    assert same == data_hash(table) and same.startswith("sha256:")
+    others = [table[::-1], table.rename(columns={"value": "v"}), table.replace("b", "c"), table[:1]]
+    assert len({same, *map(data_hash, others)}) == 5
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "mine.csv was to be read.\nFound: no column value, positive, negative; it has none"),
+        ("value,positive\npower,a\n", "no column negative; it has value, positive\nAllowed: columns value"),
+        ("positive,negative\na,b\n", "no column value; it has positive, negative"),
+        ("value,positive,question_1,negative\n", "a column that stands twice"),
+        (PAIRS, "mine.csv was to be read.\nFound: no rows"),
+        (PAIRS + "powr,a,b,first\n", "line 2, was to be read.\nFound: the value 'powr'\nAllowed: self-"),
+        (PAIRS + ",a,b,first\n", "line 2, was to be read.\nFound: the value ''"),
+        (PAIRS + "power,a,b,\npower,, b,x\n", "line 3, was to be read.\nFound: nothing under positive"),
+        (PAIRS + "power,a,a ,first\n", "line 2, was to be read.\nFound: both sides are 'a'"),
+        (PAIRS + "power,a,b,x\npower,c,b,x\npower,a,b,y\n", "line 4, was to be read.\nFound: the pair of l"),
+        (PAIRS + "power,a,b,x\npower,b,a,x\n", "the pair of line 2 again with its sides exchanged"),
+        (PAIRS + 'power,"a\nb",c,x\npower,a,a,x\n', "line 4, was to be read.\nFound: both sides"),
+        (PAIRS + "power,a,b, c,first\n", "line 2, was to be read.\nFound: 5 cells\nAllowed: 4"),
+        (PAIRS + 'power,"a,b,first\n', "Allowed: a comma-separated file in UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_pairs_is_told_with_its_line(write, text, message):
+    with pytest.raises(WorkbenchError) as caught:
+        load_pairs(write(text))
+    assert message in str(caught.value)
+
+
+def test_one_pair_may_serve_two_values(write):
+    assert len(load_pairs(write(PAIRS + "power,a,b,x\nachievement,a,b,x\n"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("load", "text", "message"),
+    [
+        (load_questions, "value,question\npower,Go?\n", "no column split"),
+        (load_questions, QUESTIONS + "power,Go?,train\n", "'train', neither 'calibration' nor 'test'"),
+        (load_questions, QUESTIONS + "power,Go?,test\npower,Go?,test\n", "the question of line 2 again"),
+        (load_unrelated, UNRELATED + "Two?,sum,4,maybe,test\n", "'maybe', neither 'true' nor 'false'"),
+        (load_unrelated, UNRELATED + "A,sum,4,no,test\nA,sum,5,no,test\n", "the prompt of line 2 again"),
+        (load_unrelated, UNRELATED + "Two?,,4,no,test\n", "nothing under kind"),
+    ],
+)
+def test_what_is_wrong_with_questions_and_prompts_is_told(write, load, text, message):
+    with pytest.raises(WorkbenchError) as caught:
+        load(write(text))
+    assert message in str(caught.value)
+
+
+def test_files_in_another_encoding_are_refused(write):
+    with pytest.raises(WorkbenchError, match="in UTF-8"):
+        load_pairs(write(PAIRS + "power,Señor,b,x\n", encoding="latin-1"))
+
+
+def test_folders_without_the_file(write, tmp_path):
+    for load, file in ((load_questions, "questions.csv"), (load_unrelated, "unrelated.csv")):
+        with pytest.raises(WorkbenchError, match=f"no {file} in it\nAllowed: 'embedded', 'natural', a CSV"):
+            load(tmp_path)
+    with pytest.raises(WorkbenchError, match="no CSV in it\nAllowed: pairs.csv"):
+        load_pairs(tmp_path)
+    write("question_1,question_2\na,b\n", "thrift.csv")
+    with pytest.raises(WorkbenchError, match="thrift.csv, named after no value\nAllowed: self-direction, "):
+        load_pairs(tmp_path)
+
+
+def test_names_that_lead_nowhere():
+    for load in (load_pairs, load_questions, load_unrelated):
+        with pytest.raises(WorkbenchError, match="from 'nowhere' were.*\nFound: no such file or folder"):
+            load("nowhere")
+
+
+def test_kinds_of_pairs():
+    with pytest.raises(WorkbenchError, match="'loose' were asked for.\nAllowed: 'balanced', 'polarity'"):
+        load_pairs("embedded", pairs="loose")
+    with pytest.raises(WorkbenchError, match="Allowed: pairs='polarity' and split='held-out' with 'embedded'"):
+        load_pairs("natural", pairs="polarity")
+
+
+def test_data_that_is_not_there():
+    assert data_path("natural", "pairs.csv").is_file()
+    with pytest.raises(WorkbenchError, match=r"'natural/pears.csv' was.*\nFound: .*only: .*pairs\.csv"):
+        data_path("natural", "pears.csv")
+    with pytest.raises(WorkbenchError, match="nothing there"):
+        data_path("unnatural", "pairs.csv")
+
+
+def test_data_of_an_installed_package_lies_inside_it(tmp_path, monkeypatch):
+    (tmp_path / "workbench" / "_data" / "natural").mkdir(parents=True)
+    monkeypatch.setattr("workbench.prompts.__file__", str(tmp_path / "workbench" / "prompts.py"))
+    assert data_path("natural") == tmp_path / "workbench" / "_data" / "natural"
+
+
+def test_texts_that_do_not_fit_are_told_and_not_cut(tiny_model):
+    """Rows are kept whole or left out whole, with the count that kept them out."""
+    model = tiny_model("llama")
+    words = " ".join(["house"] * (model.context + 5))
+    table = pd.DataFrame({"positive": ["a house", words, "a"], "negative": ["b", "c", "d"]})
+    kept, left_out = that_fit(model, table, ["positive", "negative"])
+    assert kept["positive"].tolist() == ["a house", "a"] and kept.index.tolist() == [0, 1]
+    assert left_out["positive"].tolist() == [words]
+    assert left_out["tokens"].iloc[0].endswith(f" of {model.context} tokens")
+    full = that_fit(model, table, ["negative"], room=model.context)
+    assert full[0].empty and len(full[1]) == 3
+
+
+def test_held_out_pairs_are_the_embedded_worlds_own():
+    assert not set(load_pairs("embedded")["behaviour"]) & set(
+        load_pairs("embedded", split="held-out")["behaviour"])
+    with pytest.raises(WorkbenchError, match="split='held-out' with 'embedded' only"):
+        load_pairs("natural", split="held-out")
