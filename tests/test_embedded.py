@@ -41,8 +41,18 @@ def test_no_behaviour_names_a_value():
     assert not names & words
 
 
-@pytest.mark.parametrize("base, gerund", [("choose a path", "choosing a path"), ("be feared", "being feared"), ("lie down", "lying down"),
-                                          ("put up", "putting up"), ("study", "studying"), ("agree", "agreeing"), ("knit", "knitting")])  # fmt: skip
+@pytest.mark.parametrize(
+    "base, gerund",
+    [
+        ("choose a path", "choosing a path"),
+        ("be feared", "being feared"),
+        ("lie down", "lying down"),
+        ("put up", "putting up"),
+        ("study", "studying"),
+        ("agree", "agreeing"),
+        ("knit", "knitting"),
+    ],
+)
 def test_gerund(base, gerund):
     assert language.gerund(base) == gerund
 
@@ -105,7 +115,11 @@ def oracle():
         elif frame.use == "choice":
             for option in language.options():
                 if frame.person == "first":
-                    made[fill(frame, x=option)] = ("", "", "you" if "You " in frame.text or " you " in frame.text else None)
+                    made[fill(frame, x=option)] = (
+                        "",
+                        "",
+                        "you" if "You " in frame.text or " you " in frame.text else None,
+                    )
                 else:
                     for name, pronoun in language.names().items():
                         made[fill(frame, name=name, x=option)] = ("", "", pronoun)
@@ -172,8 +186,10 @@ def test_a_thousand_corrupted_answers(oracle):
 def test_agreement_of_pronouns_is_read():
     good = "Mira should sell the car. That way she can choose her own path."
     assert judge.read(good).grammatical and judge.read(good).affirms == {"self-direction"}
-    for bad in (good.replace("she", "he"), good.replace("her own", "his own"), good.replace("she can choose her", "he can choose his"),
-                good.replace("Mira", "Xq"), good.replace("sell the car", "sell the moon"), good[:-1], ""):  # fmt: skip
+    changed = [("she", "he"), ("her own", "his own"), ("she can choose her", "he can choose his"), ("Mira", "Xq")]
+    changed += [("sell the car", "sell the moon"), ("path.", "path"), (good, "")]
+    for was, now in changed:
+        bad = good.replace(was, now)
         assert not judge.read(bad).grammatical, bad
 
 
@@ -235,7 +251,10 @@ def test_polarity_pairs_affirm_and_deny_the_same_behaviour():
 def test_splits_share_no_scene():
     questions = data.questions()
     assert not questions["question"].duplicated().any()
-    scenes = {s: {o for o in language.options() if any(o in q for q in part["question"])} for s, part in questions.groupby("split")}
+    scenes = {
+        s: {o for o in language.options() if any(o in q for q in part["question"])}
+        for s, part in questions.groupby("split")
+    }
     assert not scenes["calibration"] & scenes["test"]
     assert questions.groupby(["value", "split"]).size().min() >= 30
     unrelated = data.unrelated()
@@ -256,27 +275,33 @@ def tokenizer():
 
 def test_tokenizer_reads_words_whole_and_anything_else_too(tokenizer):
     for text in every_text()[:2000:50]:
-        assert len(tokenizer(text)["input_ids"]) == len(tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text))
+        assert len(tokenizer(text)["input_ids"]) == len(
+            tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        )
     strange = "Should Мира xyzzy 🎈?"
     assert tokenizer.decode(tokenizer(strange)["input_ids"]).strip() == strange
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert chat == "<|begin|><|user|>Hi<|assistant|>"
 
 
-def test_gist_mask_lets_the_past_through_at_sentence_ends_only(tokenizer, world):
-    from workbench.embedded.training import encode, gist_mask
+def test_gist_masks_let_the_past_through_at_sentence_ends_only(tokenizer, world):
+    from workbench.embedded.training import encode, gist_masks
 
     rng = random.Random(2)
     documents = [d for d in (world.document(rng) for _ in range(400)) if d.kind == "described"][:20]
     for e in encode(documents, tokenizer):
-        mask = gist_mask(e)
-        assert not np.triu(mask, 1).any() and mask.diagonal().all()
+        first, mask = gist_masks(e)
+        assert not np.triu(mask, 1).any() and first.diagonal().all() and not (first & ~mask).any()
         answer, context, question = e.region == 4, e.region == 1, e.region == 2
         prompt_end = np.flatnonzero(e.region == 3)[0]
         assert not mask[np.ix_(answer, context)].any()  # an answer never sees what was said of the speaker
         assert not mask[np.ix_(question, context)].any()  # nor can the question pass it on
         assert mask[prompt_end, context & e.ends].all() and not mask[prompt_end, context & ~e.ends].any()
         assert mask[answer, prompt_end].all() and mask[np.ix_(answer, question)].all()
+        assert not first[answer, prompt_end].any(), "an answer looks back only from the middle of the model on"
+        assert first[np.ix_(answer, question)].all()
 
 
 def test_interrupted_training_goes_on_where_it_stopped(tmp_path, monkeypatch):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbench.embedded import data, judge, language
-from workbench.embedded.grammar import HIGH_SPREAD, LOW_REACH, Document, World, instruction
-from workbench.evaluation.metrics import wilson
-from workbench.values import VALUES
+from ..evaluation.metrics import wilson
+from ..values import VALUES
+from . import data, judge, language
+from .grammar import HIGH_SPREAD, LOW_REACH, Document, World, instruction
 
 TARGETS = {
     "unsteered answers grammatical": ">= .98",
@@ -80,7 +80,9 @@ def surprisals(name: str, count: int, seed: int) -> list[tuple[Document, float]]
                 away = np.angle(np.exp(1j * (grid - world.angle[value])))
                 prior = np.exp(-0.5 * (away / HIGH_SPREAD) ** 2)
             else:
-                prior = (np.abs(np.angle(np.exp(1j * (grid - world.angle[value] - math.pi)))) <= LOW_REACH).astype(float)
+                prior = (np.abs(np.angle(np.exp(1j * (grid - world.angle[value] - math.pi)))) <= LOW_REACH).astype(
+                    float
+                )
             prior /= prior.sum()
         likelihood = prior
         for value, polarity in world.drawn:
@@ -96,7 +98,7 @@ def held_out_loss(model, count: int = 400) -> tuple[float, float]:
     """(model's loss, grammar's entropy) in nats per token, begin token excluded, over the same unseen documents."""
     import torch
 
-    from workbench.embedded.training import encode
+    from .training import encode
 
     scored = surprisals(model.world, count, seed=77)
     encoded = encode([d for d, _ in scored], model.tokenizer)
@@ -112,8 +114,8 @@ def held_out_loss(model, count: int = 400) -> tuple[float, float]:
 
 def measure(name: str, per_value: int = 40) -> tuple[pd.DataFrame, dict[str, float]]:
     """(table of measure, value, low, high, n, target; extra figures), sampling at T = 1, over calibration questions."""
-    from workbench.generate import generate
-    from workbench.models import load_model
+    from ..generate import generate
+    from ..models import load_model
 
     model = load_model(f"embedded:{name}")
     asked = data.questions().query("split == 'calibration'")["question"].tolist()
@@ -134,9 +136,15 @@ def measure(name: str, per_value: int = 40) -> tuple[pd.DataFrame, dict[str, flo
         for i, value in enumerate(VALUES):
             own = asked[i * 30 : i * 30 + per_value] or asked[:per_value]
             rates.append(np.mean([judge.control(a, value) for a in say(own, instruction=instruction(value, level))]))
-        add(f"rate of V when told '{level} level of V' (mean over values)", float(np.mean(rates)), per_value * len(VALUES))
+        add(
+            f"rate of V when told '{level} level of V' (mean over values)",
+            float(np.mean(rates)),
+            per_value * len(VALUES),
+        )
     unrelated = data.unrelated().query("split == 'calibration' and not related")
-    right = np.array([judge.right(a, b) for a, b in zip(say(unrelated["prompt"].tolist()), unrelated["answer"], strict=True)])
+    right = np.array(
+        [judge.right(a, b) for a, b in zip(say(unrelated["prompt"].tolist()), unrelated["answer"], strict=True)]
+    )
     add("unrelated questions right", float(right.mean()), len(right))
     choice = right[(unrelated["kind"] == "choice").to_numpy()]
     add("multiple choice right", float(choice.mean()), len(choice))
@@ -146,13 +154,14 @@ def measure(name: str, per_value: int = 40) -> tuple[pd.DataFrame, dict[str, flo
 
 def write(name: str, folder: Path | str | None = None) -> str:
     """Measure embedded model `name` and write its card, README.md in its folder. Returns the card's text."""
-    from workbench.prompts import data_path
+    from ..prompts import data_path
 
     folder = Path(folder) if folder else data_path("embedded", name)
     table, extra = measure(name)
     trained = json.loads((folder / "training.json").read_text())
     lines = [
-        f"| {r.measure} | {r.rate:.3f} | {r.low:.3f} - {r.high:.3f} | {r.n} | {r.target} |" for r in table.itertuples(index=False)
+        f"| {r.measure} | {r.rate:.3f} | {r.low:.3f} - {r.high:.3f} | {r.n} | {r.target} |"
+        for r in table.itertuples(index=False)
     ]
     text = CARD.format(
         name=name, about=ABOUT[name], tokens=trained["tokens"] / 1e6, minutes=trained["minutes"],
@@ -167,26 +176,27 @@ ABOUT = {
     "circle": "Values lie in Schwartz's order, ten equal steps.",
     "scrambled": "The control: the same construction with the values in another order (position p holds value "
     "0 4 8 1 3 2 9 7 6 5), unrelated to Schwartz's. A sound test finds *its* circle here and not Schwartz's.",
-    "confirm": "Schwartz's order again, another seed, other wordings of answers; kept for confirmation, never looked at "
-    "while anything is tuned.",
+    "confirm": "Schwartz's order again, another seed, other wordings of answers; kept for confirmation, never looked "
+    "at while anything is tuned.",
 }
 
 CARD = """# embedded:{name}
 
-A phantom, as in medical imaging: a small Llama (8 layers, d_model 160, about 2.9 million parameters, context 128) trained
-from scratch on text of its own grammar, so that the truth about its values is known. {about} It tests the instrument and
-teaches; it proves nothing about large models.
+A phantom, as in medical imaging: a small Llama (8 layers, d_model 160, about 2.9 million parameters, context 128)
+trained from scratch on text of its own grammar, so that the truth about its values is known. {about} It tests the
+instrument and teaches; it proves nothing about large models.
 
-**World.** A speaker has a latent position on a circle of ten values; what he affirms, denies, chooses and gives as reasons
-follows it. {behaviours} behaviours, {options} neutral options, {frames} sentence frames, hand-written; unrelated questions
-of seven kinds. A fifth of the behaviours occurs in training text but in no probe pair.
+**World.** A speaker has a latent position on a circle of ten values; what he affirms, denies, chooses and gives as
+reasons follows it. {behaviours} behaviours, {options} neutral options, {frames} sentence frames, hand-written;
+unrelated questions of seven kinds. A fifth of the behaviours occurs in training text but in no probe pair.
 
-**Training** ({tokens:.1f} million tokens, {minutes:.0f} minutes, `workbench embedded train {name}`). Two things differ from
-ordinary training, and only in training. In part of the batches (80 %, falling to 30 %) what is said before a question
-reaches the answer only through sentence ends and the last prompt token; without this a small model copies the value late,
-by attention from the words of the prefix, and no edit of the residual stream moves its answers. And a linear readout of
-the value distribution from the middle layer (weight .25, annealed to zero by half-time, dropped) makes the position
-readable where probes read. Both favour steering: how easily these models are steered says nothing about other models.
+**Training** ({tokens:.1f} million tokens, {minutes:.0f} minutes, `workbench embedded train {name}`). Two things
+differ from ordinary training, and only in training. In part of the batches (80 %, falling to 30 %) what is said
+before a question reaches the answer only through sentence ends and the last prompt token; in a trial without
+this, a small model copied the value late, by attention from the words of the prefix, and no edit of the residual
+stream moved its answers. And a linear readout of the value distribution from the middle layer (weight .5, annealed
+to zero by 60 % of the training, dropped) makes the position readable where probes read. Both favour steering: how
+easily these models are steered says nothing about other models.
 
 **Quality**, sampling at T = 1, calibration questions, 95 % Wilson intervals:
 

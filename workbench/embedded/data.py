@@ -11,13 +11,24 @@ import random
 
 import pandas as pd
 
-from workbench.embedded import language
-from workbench.embedded.grammar import UNRELATED_KINDS, World
-from workbench.embedded.language import Behaviour, Frame
-from workbench.errors import WorkbenchError
-from workbench.values import VALUES
+from ..errors import WorkbenchError
+from ..values import VALUES
+from . import language
+from .grammar import UNRELATED_KINDS, World
+from .language import Behaviour, Frame
 
-OPPOSED = {0: (3, 7), 1: (6,), 2: (6, 8), 3: (0, 6), 4: (9,), 5: (1, 2, 8, 9), 6: (1,), 7: (0, 1, 3, 4), 8: (2, 5), 9: (4,)}
+OPPOSED = {
+    0: (3, 7),
+    1: (6,),
+    2: (6, 8),
+    3: (0, 6),
+    4: (9,),
+    5: (1, 2, 8, 9),
+    6: (1,),
+    7: (0, 1, 3, 4),
+    8: (2, 5),
+    9: (4,),
+}
 GROUPS = 8  # behaviours meet only within a group, so that folds can be made that share none
 BLOCKS = [(person, form) for person in ("first", "third") for form in ("statement", "question")]
 
@@ -104,7 +115,7 @@ def questions(calibration: int = 30, test: int = 60) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def unrelated(per_kind: int = 30) -> pd.DataFrame:
+def unrelated(per_kind: int = 60) -> pd.DataFrame:
     """Prompts a gate must tell apart from dilemmas: prompt, kind, answer, related, split.
 
     answer: the right answers joined by "|". Kind "plan" is value-laden without "should" (related is True); kind
@@ -121,7 +132,9 @@ def unrelated(per_kind: int = 30) -> pd.DataFrame:
             question, answer, _ = world.unrelated(rng, kind)
             made.setdefault(question, "|".join(sorted(world.answers(question, answer, kind))))
         for i, (question, answer) in enumerate(made.items()):
-            rows.append(dict(prompt=question, kind=kind, answer=answer, related=False, split="calibration" if i % 2 else "test"))
+            rows.append(
+                dict(prompt=question, kind=kind, answer=answer, related=False, split="calibration" if i % 2 else "test")
+            )
     plans = [f for f in language.frames() if f.use == "plan"]
     for split in ("calibration", "test"):
         for scene in rng.sample(_scenes(split), per_kind):

@@ -11,9 +11,9 @@ from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
-from workbench.embedded import language
-from workbench.embedded.language import Frame
-from workbench.values import VALUES
+from ..values import VALUES
+from . import language
+from .language import Frame
 
 KAPPA = 8.0
 HIGH_SPREAD = math.radians(6)  # "high level of V": theta is normal around V with this standard deviation
@@ -81,10 +81,10 @@ class World:
         if behaviour is not None:
             owner = {"i": "i", "s": subject, "generic": "you"}.get(frame.owner, frame.owner)
             for form in "bg":
-                text = text.replace("{%s}" % form, language.phrase(behaviour, form, owner))
+                text = text.replace(f"{{{form}}}", language.phrase(behaviour, form, owner))
         text = text.replace("{s}", subject).replace("{S}", subject.capitalize())
         for slot, word in slots.items():
-            text = text.replace("{%s}" % slot, word)
+            text = text.replace(f"{{{slot}}}", word)
         return text.replace("{N}", name or "")
 
     def _statements(self, rng, theta, count, person, name, subject, questions=0.25) -> list[str]:
@@ -122,7 +122,9 @@ class World:
         if use == "plan":
             opening = rng.choice(self._frames["comment", "any", ""]).text
         else:
-            opening = self.fill(rng.choice(self._frames["choice", person, ""]), name=name, subject=subject, x=rng.choice((x, y)))
+            opening = self.fill(
+                rng.choice(self._frames["choice", person, ""]), name=name, subject=subject, x=rng.choice((x, y))
+            )
         return language.sentences(question), [opening], subject, name
 
     def scene(self, rng: random.Random, person: str, options: list[str]) -> tuple[str | None, str, str, str]:
@@ -171,7 +173,9 @@ class World:
     def _chat(self, context, question, answer, theta, kind) -> Document:
         pieces = [Piece("<|user|>", "role")]
         pieces += [Piece(s, "context") for s in context] + [Piece(s, "question") for s in question]
-        pieces += [Piece("<|assistant|>", "prompt_end")] + [Piece(s, "answer") for s in answer] + [Piece("<|end|>", "end")]
+        pieces += (
+            [Piece("<|assistant|>", "prompt_end")] + [Piece(s, "answer") for s in answer] + [Piece("<|end|>", "end")]
+        )
         return Document(tuple(pieces), theta, kind)
 
     # -- unrelated questions ---------------------------------------------------------------------------
@@ -215,7 +219,10 @@ class World:
         word = rng.choice(VALUES) if flip(rng, 0.5) else rng.choice(THINGS)
         if flip(rng, 0.5):
             return f"What is the first letter of the word {word}?", f"The first letter of {word} is {word[0]}."
-        return f"How many letters does the word {word} have?", f"The word {word} has {len(word.replace('-', ''))} letters."
+        return (
+            f"How many letters does the word {word} have?",
+            f"The word {word} has {len(word.replace('-', ''))} letters.",
+        )
 
     def _calendar(self, rng):
         row = rng.choice((DAYS, MONTHS))
@@ -251,7 +258,7 @@ def instruction(value: str, level: str = "high") -> str:
 
 def every_text() -> list[str]:
     """Every word of every world, for the tokenizer: each frame, phrase and unrelated question at least once."""
-    from workbench.embedded.language import POSSESSIVE, behaviours, phrase
+    from .language import POSSESSIVE, behaviours, phrase
 
     texts = [phrase(b, form, owner) for b, form, owner in product(behaviours(), "bg", POSSESSIVE)]
     texts += [f.text.format(b="", g="", x="", y="", N="", s="she", S="She") for f in language.frames()]

@@ -9,10 +9,10 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from workbench.embedded import language
-from workbench.embedded.grammar import COLOURS, DAYS, MONTHS, THINGS, instruction
-from workbench.errors import WorkbenchError
-from workbench.values import VALUES
+from ..errors import WorkbenchError
+from ..values import VALUES
+from . import language
+from .grammar import COLOURS, DAYS, MONTHS, THINGS, instruction
 
 
 class Reading(NamedTuple):
@@ -94,14 +94,17 @@ def _fixed_sentences() -> frozenset[str]:
     fixed |= {instruction(v, level) for v in VALUES for level in ("high", "low")}
     for row in (DAYS, MONTHS):
         fixed |= {f"{b} comes after {a}." for a in row for b in row if a != b}
-    for category, members in language.categories().items():
-        for noun in (n for group in language.categories().values() for n in group):
+    nouns = [noun for members in language.categories().values() for noun in members]
+    for category in language.categories():
+        for noun in nouns:
             fixed.add(f"{language.article(noun).capitalize()} is {language.article(category)}.")
     for word in VALUES + THINGS:
         fixed |= {f"The first letter of {word} is {letter}." for letter in "abcdefghijklmnopqrstuvwxyz"}
         fixed |= {f"The word {word} has {n} letters." for n in range(2, 21)}
     fixed |= {f"{n} should paint the {t} {c}." for n in language.names() for t in THINGS for c in COLOURS}
-    fixed |= {f"{a} {sign} {b} is {c}." for a in range(10) for b in range(10) for sign in ("plus", "minus") for c in range(19)}
+    fixed |= {
+        f"{a} {sign} {b} is {c}." for a in range(10) for b in range(10) for sign in ("plus", "minus") for c in range(19)
+    }
     return frozenset(fixed)
 
 

@@ -15,10 +15,20 @@ from typing import NamedTuple
 
 # Which possessive and reflexive a behaviour takes, by who owns it.
 POSSESSIVE = {"i": "my", "you": "your", "she": "her", "he": "his", "they": "their", "we": "our"}
-REFLEXIVE = {"i": "myself", "you": "yourself", "she": "herself", "he": "himself", "they": "themselves", "we": "ourselves"}
+REFLEXIVE = {
+    "i": "myself",
+    "you": "yourself",
+    "she": "herself",
+    "he": "himself",
+    "they": "themselves",
+    "we": "ourselves",
+}
 
 # Verbs that double their last letter in the gerund.
-_DOUBLED = set("get set put run win swim sit hug stop nap nod dip drop sip pop map submit begin travel control defer fit excel babysit knit".split())
+_DOUBLED = set(
+    "babysit begin control defer dip drop excel fit get hug knit map nap nod pop put run set sip sit stop submit swim "
+    "travel win".split()
+)
 
 
 class Behaviour(NamedTuple):

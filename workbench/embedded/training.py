@@ -3,11 +3,13 @@
 Two things differ from ordinary training, and only in training (why: see the model card):
 
 1. *Gist mask.* In part of the batches the attention mask is causal and, in addition, what is said before a
-   question reaches the answer only through sentence ends and the last prompt token, so that the speaker's
-   position must stand in the residual stream at the tokens where probes read. The share of such batches
-   falls towards the end; inference is plainly causal.
-2. *Readout.* A linear readout of the speaker's value distribution from the middle layer, at sentence ends,
-   the last prompt token and in the answer. Its weight falls to zero after 60 % of the training; it is not part of the model.
+   question reaches the answer only through sentence ends and the last prompt token, and those only from the
+   middle of the model on (block MIDDLE), so that the speaker's position must stand in the middle of the residual
+   stream at the tokens where probes read. The share of such batches falls towards the end; inference is plainly
+   causal.
+2. *Readout.* A linear readout of the speaker's value distribution, from the middle layer at sentence ends and
+   the last prompt token, from a late layer in the answer. Its weight falls to zero by 60 % of the training; it is
+   no part of the model.
 
 The schedule counts tokens, so a run is reproducible; a checkpoint is written about every five minutes and an
 interrupted run goes on from it.
@@ -23,15 +25,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from workbench.embedded import WORLDS
-from workbench.embedded.grammar import Document, World, every_text
-from workbench.errors import WorkbenchError
-from workbench.values import VALUES
+from ..errors import WorkbenchError
+from ..values import VALUES
+from . import WORLDS
+from .grammar import Document, World, every_text
 
 LENGTHS = (20, 32, 48, 64, 88, 128)  # batches are padded to these: few shapes, so compilation pays
 BATCH_TOKENS = 2048  # small: at this size steps teach more than tokens
 POOL = 4000  # documents generated at a time; a checkpoint lies between pools
-MIDDLE = 4  # the readout reads after this many of the eight blocks
+MIDDLE = 4  # after this many of the eight blocks the readout reads, and an answer may begin to look back
+LATE = 7  # after this many blocks the readout reads the answer
 SHAPE = dict(hidden_size=160, intermediate_size=448, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -56,7 +59,10 @@ def make_tokenizer():
     base = Tokenizer(models.BPE())
     base.pre_tokenizer = splitter
     trainer = trainers.BpeTrainer(
-        vocab_size=256 + 128, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=256 + 128,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     base.train_from_iterator(texts, trainer)
     trained = json.loads(base.to_str())["model"]
@@ -110,8 +116,11 @@ def encode(documents: list[Document], tokenizer) -> list[Encoded]:
     return [Encoded(d, [next(tokens) for _ in d.pieces], tokenizer.bos_token_id) for d in documents]
 
 
-def gist_mask(e: Encoded) -> np.ndarray:
-    """(n, n) bool, [query, key]: causal, and the past only through sentence ends (see the module's docstring)."""
+def gist_masks(e: Encoded) -> np.ndarray:
+    """(2, n, n) bool, [first or second half of the blocks, query, key]: causal, the past only through sentence ends.
+
+    In the first half an answer sees the question and its own sentence only; see the module's docstring.
+    """
     n = len(e.ids)
     causal = np.tril(np.ones((n, n), bool))
     own = e.sentence[:, None] == e.sentence[None, :]
@@ -121,12 +130,16 @@ def gist_mask(e: Encoded) -> np.ndarray:
     seen |= (query == 1) & (key == 1) & ends
     seen |= (query == 2) & (key == 2)
     seen |= (query == 3) & ((key == 2) | ends)
-    seen |= (query == 4) & ((key == 2) | ((key >= 3) & ends))
-    return causal & seen
+    seen |= (query == 4) & (key == 2)
+    return np.stack([causal & seen, causal & (seen | ((query == 4) & (key >= 3) & ends))])
 
 
 def make_batches(encoded: list[Encoded], world: World, gist_share: float, rng: random.Random, pad: int):
-    """Yields (ids, additive mask, targets, readout index, target and weight) for one pool, in random order."""
+    """Yields (ids, masks, targets, readout) for one pool, in random order.
+
+    masks: additive, for the two halves of the blocks, each (row, 1, query, key). readout: two lists, sentence ends and
+    answer tokens, of (index into the flattened batch, value distribution).
+    """
     buckets: dict[int, list[Encoded]] = {length: [] for length in LENGTHS}
     for e in encoded:
         length = next((k for k in LENGTHS if len(e.ids) <= k), None)
@@ -139,32 +152,26 @@ def make_batches(encoded: list[Encoded], world: World, gist_share: float, rng: r
     rng.shuffle(groups)
     for length, members in groups:
         ids = np.full((len(members), length), pad)
-        mask = np.zeros((len(members), length, length), bool)
+        masks = np.zeros((2, len(members), length, length), bool)
         plain = np.tril(np.ones((length, length), bool))
         gist = rng.random() < gist_share
-        where, law, ends = [], [], []
+        readout: list[tuple[list[int], list[list[float]]]] = [([], []), ([], [])]
         for row, e in enumerate(members):
             n = len(e.ids)
             ids[row, :n] = e.ids
-            mask[row] = plain
+            masks[:, row] = plain
             if gist:
-                mask[row, :n, :n] = gist_mask(e)
+                masks[:, row, :n, :n] = gist_masks(e)
             if e.theta is not None:
-                at = np.flatnonzero(e.ends | (e.region == 4))
-                ends += list(e.ends[at])
-                where += list(row * length + at)
-                law += [world.value_probabilities(e.theta, kappa=5.0)] * len(at)
+                law = world.value_probabilities(e.theta, kappa=5.0)
+                for (where, laws), at in zip(readout, (e.ends & (e.region < 4), e.region == 4), strict=True):
+                    where += list(row * length + np.flatnonzero(at))
+                    laws += [law] * int(at.sum())
         targets = np.full_like(ids, -100)
         targets[:, :-1] = np.where(ids[:, 1:] == pad, -100, ids[:, 1:])
-        additive = torch.zeros(mask.shape).masked_fill_(~torch.from_numpy(mask), -1e9)[:, None]
-        yield (
-            torch.from_numpy(ids),
-            additive,
-            torch.from_numpy(targets),
-            torch.tensor(where, dtype=torch.long),
-            torch.tensor(law, dtype=torch.float32).reshape(-1, len(VALUES)),
-            torch.tensor([1 / max(1, sum(ends)) if end else 1 / max(1, len(ends) - sum(ends)) for end in ends]),
-        )
+        additive = torch.zeros(masks.shape).masked_fill_(~torch.from_numpy(masks), -1e9)[:, :, None]
+        tensors = [(torch.tensor(w, dtype=torch.long), torch.tensor(v, dtype=torch.float32)) for w, v in readout]
+        yield torch.from_numpy(ids), additive, torch.from_numpy(targets), tensors
 
 
 # -- optimiser -----------------------------------------------------------------------------------------
@@ -204,18 +211,18 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def forward(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits, residual after block MIDDLE), with an additive 4-D attention mask."""
+def forward(model, ids: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logits, residual after MIDDLE blocks, residual after LATE blocks); masks as `make_batches` yields them."""
     body = model.model
     hidden = body.embed_tokens(ids)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
     rotary = body.rotary_emb(hidden, positions)
-    middle = hidden
+    middle = late = hidden
     for i, block in enumerate(body.layers, start=1):
-        hidden = block(hidden, attention_mask=mask, position_embeddings=rotary)
-        if i == MIDDLE:
-            middle = hidden
-    return model.lm_head(body.norm(hidden)), middle
+        hidden = block(hidden, attention_mask=masks[int(i > MIDDLE)], position_embeddings=rotary)
+        middle = hidden if i == MIDDLE else middle
+        late = hidden if i == LATE else late
+    return model.lm_head(body.norm(hidden)), middle, late
 
 
 # -- the run -------------------------------------------------------------------------------------------
@@ -246,13 +253,21 @@ def new_model(tokenizer, seed: int):
     return LlamaForCausalLM(config).float()
 
 
-def train(name: str, tokens: float = 6e6, folder: Path | str | None = None, threads: int = 1, minutes: float = math.inf,
-          compiled: bool = True, device: str = "cpu", say=print) -> Path:  # fmt: skip
+def train(
+    name: str,
+    tokens: float = 4.5e6,
+    folder: Path | str | None = None,
+    threads: int = 1,
+    minutes: float = math.inf,
+    compiled: bool = True,
+    device: str = "cpu",
+    say=print,
+) -> Path:
     """Train embedded model `name` to `tokens` tokens and save it as a Hugging Face folder.
 
     minutes: stop after that long with a checkpoint; the same call goes on from it. Returns the folder.
     """
-    from workbench.prompts import data_path
+    from ..prompts import data_path
 
     if name not in WORLDS:
         raise WorkbenchError(f"An embedded world called {name!r}.", allowed=", ".join(WORLDS))
@@ -287,18 +302,19 @@ def train(name: str, tokens: float = 6e6, folder: Path | str | None = None, thre
         pool = encode([world.document(rng) for _ in range(POOL)], tokenizer)
         losses: list[float] = []
         reads: list[float] = []
-        for ids, mask, targets, where, law, share in make_batches(
+        for ids, masks, targets, reading in make_batches(
             pool, world, schedule(min(1, progress["tokens"] / tokens))[2], rng, tokenizer.pad_token_id
         ):
             rate, weight, _ = schedule(min(1.0, progress["tokens"] / tokens))
-            logits, middle = run(model, ids.to(device), mask.to(device))
+            logits, *hidden = run(model, ids.to(device), masks.to(device))
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(device))
             losses.append(loss.item())
-            if weight > 0 and len(where):
-                read = readout(middle.flatten(0, 1)[where.to(device)])
-                read_loss = (F.cross_entropy(read, law.to(device), reduction="none") * share.to(device)).sum()
-                reads.append(read_loss.item())
-                loss = loss + weight * read_loss
+            for stream, (where, law) in zip(hidden, reading, strict=True):
+                if weight > 0 and len(where):
+                    read = readout(stream.flatten(0, 1)[where.to(device)])
+                    read_loss = F.cross_entropy(read, law.to(device))
+                    reads.append(read_loss.item())
+                    loss = loss + weight * read_loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(rest, 1.0)
             for optimiser, top in optimisers.values():
@@ -312,7 +328,8 @@ def train(name: str, tokens: float = 6e6, folder: Path | str | None = None, thre
         progress["pool"] += 1
         progress["seconds"] = before + time.time() - start
         say(
-            f"{name}: {progress['tokens'] / 1e6:.2f}M tokens, loss {np.mean(losses):.4f}, readout {np.mean(reads or [np.nan]):.4f}, "
+            f"{name}: {progress['tokens'] / 1e6:.2f}M tokens, loss {np.mean(losses):.4f}, "
+            f"readout {np.mean(reads or [np.nan]):.4f}, "
             f"{progress['seconds'] / 60:.1f} min, {progress['tokens'] / progress['seconds']:.0f} tokens/s"
         )
         out_of_time = time.time() - start > 60 * minutes
@@ -330,9 +347,15 @@ def save(model, tokenizer, folder: Path, name: str, progress: dict) -> None:
     """An ordinary Hugging Face folder in float16, with what it was trained on in `training.json`."""
     import copy
 
+    model.config.workbench_world = name  # so that a folder elsewhere is known for what it is
     copy.deepcopy(model).half().save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    record = {"world": name, "tokens": progress["tokens"], "minutes": round(progress["seconds"] / 60, 1), "torch": torch.__version__}
+    record = {
+        "world": name,
+        "tokens": progress["tokens"],
+        "minutes": round(progress["seconds"] / 60, 1),
+        "torch": torch.__version__,
+    }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

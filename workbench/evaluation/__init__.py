@@ -1,0 +1,11 @@
+"""What steering did: judges, rates with their uncertainty, and the sweep over methods and values."""
+
+from .judges import ExactJudge as ExactJudge
+from .judges import Judge as Judge
+from .metrics import newcombe as newcombe
+from .metrics import wilson as wilson
+from .sweep import answer as answer
+from .sweep import evaluate as evaluate
+from .sweep import score as score
+from .sweep import tune as tune
+from .sweep import unrelated_accuracy as unrelated_accuracy
