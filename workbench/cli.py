@@ -6,6 +6,7 @@ commands, so that `workbench --help` answers at once. A WorkbenchError ends a co
 
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -278,7 +279,7 @@ def test(context: typer.Context) -> None:
     checks = {
         "ruff": ["ruff", "check", "."],
         "pyright": ["pyright", "--pythonpath", sys.executable],
-        "nbstripout": ["nbstripout", "--verify", *notebooks],
+        "nbstripout": ["nbstripout", "--verify", *notebooks] if notebooks else ["nbstripout", "--version"],
         "pytest": ["pytest", *context.args],  # last, so that its closing lines are the last lines
     }
     failed = []
@@ -352,27 +353,30 @@ def clean() -> None:
 def train(
     name: Annotated[str, typer.Argument(help="circle, scrambled or confirm")],
     minutes: Annotated[
-        float, typer.Option(help="Length of the training, counted over resumed runs.")
-    ] = 100.0,
+        float, typer.Option(help="Stop after so long; the next call goes on from there.")
+    ] = math.inf,
     folder: Annotated[Path | None, typer.Option(help="Where checkpoints and the model go.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Train an embedded model from scratch, or go on where a run was interrupted."""
     from .embedded import training
 
-    training.train(name, minutes=minutes, folder=folder, threads=threads)
+    training.train(name, folder=folder, threads=threads, minutes=minutes)
 
 
 @embedded.command()
 def pilot(
-    folder: Annotated[
-        Path | None, typer.Argument(help="A trained model; the shipped circle without it.")
-    ] = None,
+    model: Annotated[str, typer.Argument(help="An embedded model or the folder of one.")] = "embedded:circle",
 ) -> None:
     """Print the short test before long training: is the value readable, does steering move answers?"""
     from .embedded import pilot
 
-    pilot.run(folder)
+    table = pilot.run(model)
+    typer.echo(table.to_string(index=False))
+    if False in table["passed"].tolist():  # None where there is no bar
+        raise WorkbenchError(
+            "The pilot was run.", found="a bar was missed", do="change the training, not the methods"
+        )
 
 
 @embedded.command()
@@ -380,4 +384,4 @@ def card(name: Annotated[str, typer.Argument(help="circle, scrambled or confirm"
     """Measure an embedded model's quality, print it and write it into its model card."""
     from .embedded import card
 
-    card.write(name)
+    typer.echo(card.write(name))
