@@ -1,0 +1,46 @@
+"""Random direction: the control beside every method, as long a push, to nowhere in particular.
+
+**Rule.** One random unit vector r_l per layer (isotropic, drawn once from `seed`); where the method `of`
+would add a shift s, this adds |s| r_l. For a method whose shift depends on the state (ConVA, scopes "all" and
+"generated") the lengths are those of the method's own run on the same prompt, found in a pass of its own:
+earlier random shifts do not lengthen later ones. With scope "token" they follow the rule at the state that
+the random shifts produced.
+
+**Parameters.** `of`: the intervention to be matched; its layers, gate and scope are taken over. `seed`: the
+directions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .intervention import Intervention, ProbeMethod
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RandomDirection(Intervention):
+    """A norm-matched random direction in place of another method's; see the module's page."""
+
+    of: ProbeMethod
+    seed: int = 0
+
+    def __post_init__(self):
+        self._set(layers=self.of.layers, gate=self.of.gate, scope=self.of.scope, matched=self.of, _directions={})
+
+    def direction(self, layer: int, like: torch.Tensor) -> torch.Tensor:
+        """The unit vector of a layer."""
+        known: dict[int, torch.Tensor] = vars(self)["_directions"]
+        if layer not in known:
+            draw = torch.randn(like.shape[-1], generator=torch.Generator().manual_seed(1_000_003 * self.seed + layer))
+            known[layer] = draw / draw.norm()
+        return known[layer].to(like.device)
+
+    def redirect(self, layer: int, shift: torch.Tensor) -> torch.Tensor:
+        """Shifts (..., d_model) turned into the random direction, lengths kept."""
+        return shift.norm(dim=-1, keepdim=True) * self.direction(layer, shift)
+
+    def shift(self, layer: int, e: torch.Tensor) -> torch.Tensor:
+        return self.redirect(layer, self.of.shift(layer, e))
+
+    def probability(self, layer: int, e: torch.Tensor) -> torch.Tensor | None:
+        return self.of.probability(layer, e)
