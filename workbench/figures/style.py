@@ -1,0 +1,98 @@
+"""What all figures share: colours with their sources, the template, text that is safe to show."""
+
+import html
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ..values import VALUES
+
+COLOURS: dict[str, str] = dict(zip(VALUES, (
+    "#79384c", "#94512d", "#ab7730", "#c2a149", "#d4c978", "#b8dfc4", "#7dc2ce", "#599ec4", "#4f76ae", "#5e4f85",
+), strict=True))  # fmt: skip
+"""Colour of each value: the cyclic map romaO (Crameri 2018, doi:10.5281/zenodo.1243862) at ten steps equal in OKLab,
+so that near on the circle is near in colour, also under simulated red, green or blue blindness (Machado 2009)."""
+
+METHODS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442")
+"""Colours of anything else, such as methods, in order of appearance (Okabe and Ito 2008); Base is always grey."""
+
+SEQUENTIAL, DIVERGING = "Blues", "RdBu"
+"""Colour scales of ColorBrewer, both colour-blind safe; the diverging one only ever with its middle at zero."""
+
+INK, FAINT, LINE, MARK = "#1f2933", "#66727f", "#d5dbe1", "#d55e00"
+
+HOVER = "%{hovertext}<extra></extra>"
+"""Hovers are written in Python, so that nothing in the data is ever read as a template."""
+
+MEAN = "<b>mean</b>"
+
+TEMPLATE = go.layout.Template(layout=dict(
+    paper_bgcolor="white", plot_bgcolor="white", colorway=METHODS,
+    font=dict(family="Inter, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif", size=13, color=INK),
+    title=dict(x=0, xref="paper", xanchor="left", y=1, yref="container", yanchor="top", pad=dict(t=16),
+               font=dict(size=17), subtitle=dict(font=dict(size=13, color=FAINT))),
+    xaxis=dict(gridcolor=LINE, linecolor=LINE, zeroline=False, ticks="outside", tickcolor=LINE, automargin=True,
+               title=dict(standoff=10, font=dict(size=13))),
+    yaxis=dict(gridcolor=LINE, linecolor=LINE, zeroline=False, automargin=True,
+               title=dict(standoff=10, font=dict(size=13))),
+    polar=dict(bgcolor="white", radialaxis=dict(gridcolor=LINE, linecolor=LINE),
+               angularaxis=dict(gridcolor=LINE, linecolor=LINE, direction="counterclockwise", rotation=0)),
+    hoverlabel=dict(bgcolor="white", bordercolor=LINE, font=dict(color=INK), align="left"),
+    legend=dict(font=dict(size=12), tracegroupgap=0),
+    coloraxis=dict(colorbar=dict(thickness=12, outlinewidth=0, title=dict(side="right", font=dict(size=13)))),
+))  # fmt: skip
+"""Light, for white pages; every figure carries it, plotly's default template stays as it is."""
+
+ABOVE = dict(orientation="h", x=1, xanchor="right", y=1, yanchor="bottom")
+"""Place of a legend between subtitle and plot."""
+
+
+def escape(text: Any, limit: int = 0) -> str:
+    """Text of a model or a file for a plotly figure: no tags, links or formulas in it, cut to `limit` characters."""
+    text = " ".join(str(text).split())
+    if limit and len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return html.escape(text, quote=False).replace("$", "&#36;")  # plotly reads <...> as markup, $...$ as TeX
+
+
+def finish(fig: go.Figure, title: str, subtitle: str, height: int, above: int = 0, **layout: Any) -> go.Figure:
+    """The figure with template, title and subtitle (its own words, foreign ones escaped) and room for them.
+
+    above: pixels between subtitle and plot, for a legend or labels there.
+    """
+    lines = textwrap.wrap(subtitle, 130)
+    margin = dict(t=56 + 18 * len(lines) + above, b=50, l=20, r=20)
+    heading = dict(text=title, subtitle=dict(text="<br>".join(lines)))
+    return fig.update_layout(template=TEMPLATE, title=heading, height=height, **{"margin": margin, **layout})
+
+
+def interval(low: float, high: float) -> str:
+    """An interval as hovers say it; nothing for NaN."""
+    return "" if math.isnan(low) else f"<br>95 % interval {low:.3f} to {high:.3f}"
+
+
+def p_value(p: float) -> str:
+    """ "p = .032", "p = 5.5 × 10⁻⁶"."""
+    if p >= 0.001:
+        return f"p = {p:.3f}".replace("0.", ".")
+    mantissa, exponent = f"{p:.1e}".split("e")
+    return f"p = {mantissa} × 10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def in_circle(values: Sequence[str]) -> list[str]:
+    """The ten in circular order first, others as they come."""
+    return [v for v in VALUES if v in values] + [v for v in values if v not in VALUES]
+
+
+def source(provenance: Mapping[str, Any]) -> str:
+    """Which model the data are of, where they say it: the start of a subtitle."""
+    return f"{escape(provenance['model'], 60)}. " if provenance.get("model") else ""
+
+
+def tint(colour: str, alpha: float) -> str:
+    """A "#rrggbb" colour made transparent."""
+    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {alpha})"
