@@ -103,10 +103,10 @@ def that_fit(model: "Model", table: pd.DataFrame, columns: Sequence[str], chat: 
     for an answer. Nothing is ever cut to fit.
     """
     counts = [[len(ids) + room for ids in model.encode(table[column], chat=chat)] for column in columns]
-    longest = pd.Series([max(row) for row in zip(*counts, strict=True)], index=table.index, dtype=int)
-    left_out = table[longest > model.context]
-    told = [f"{n} of {model.context} tokens" for n in longest[left_out.index]]
-    return table[longest <= model.context].reset_index(drop=True), left_out.assign(tokens=told)
+    longest = [max(row) for row in zip(*counts, strict=True)]
+    fits = [n <= model.context for n in longest]
+    told = [f"{n} of {model.context} tokens" for n, fit in zip(longest, fits, strict=True) if not fit]
+    return table[fits].reset_index(drop=True), table[[not fit for fit in fits]].assign(tokens=told)
 
 
 def data_hash(frame: pd.DataFrame) -> str:

@@ -52,7 +52,9 @@ class _Scored(random.Random):
 class _ScoredWorld(World):
     """A world that remembers which values were drawn for a document."""
 
-    def _behaviour(self, rng, theta, polarity):
+    drawn: list[tuple[int, str]]
+
+    def _behaviour(self, rng: _Scored, theta, polarity):  # pyright: ignore[reportIncompatibleMethodOverride]
         before = rng.surprisal
         behaviour = super()._behaviour(rng, theta, polarity)
         rng.surprisal = before + math.log(len(self.by_value[behaviour.value]))

@@ -116,7 +116,7 @@ def swapped(model: Model, layer: int, prompts: list[str]) -> Iterator[None]:
         hidden = torch.cat([hidden[:, :-1], source[:, None].to(hidden.dtype)], 1)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    handle = model.speaker_blocks[layer].register_forward_hook(hook)
+    handle = model.blocks[layer].register_forward_hook(hook)
     try:
         yield
     finally:

@@ -230,7 +230,7 @@ def forward(model, ids: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor
 
 def schedule(done: float) -> tuple[float, float, float]:
     """(learning-rate factor, readout weight, gist share) at a share `done` of the token budget."""
-    rate = min(1.0, done / 0.02) * min(1.0, (1 - done) / 0.4)
+    rate = min(1.0, done / 0.02) * min(1.0, (1 - done) / 0.75)
     readout = 0.5 * min(1.0, max(0.0, 2 - done / 0.3))
     gist = 0.8 if done < 0.5 else 0.8 - 0.5 * (done - 0.5) / 0.5
     return rate, readout, gist
@@ -247,7 +247,6 @@ def new_model(tokenizer, seed: int):
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
         **SHAPE,
     )
     return LlamaForCausalLM(config).float()
@@ -278,7 +277,9 @@ def train(
     checkpoint = folder / "checkpoint.safetensors"
     seed = 1000 + WORLDS.index(name)
     world, tokenizer = World(name), make_tokenizer()
-    model = new_model(tokenizer, seed).to(device)
+    pad = tokenizer.get_vocab()["<|pad|>"]
+    model = new_model(tokenizer, seed)
+    model.to(device)  # pyright: ignore[reportArgumentType]
     readout = torch.nn.Linear(SHAPE["hidden_size"], len(VALUES)).to(device)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or ".layers." not in n]
@@ -303,7 +304,7 @@ def train(
         losses: list[float] = []
         reads: list[float] = []
         for ids, masks, targets, reading in make_batches(
-            pool, world, schedule(min(1, progress["tokens"] / tokens))[2], rng, tokenizer.pad_token_id
+            pool, world, schedule(min(1, progress["tokens"] / tokens))[2], rng, pad
         ):
             rate, weight, _ = schedule(min(1.0, progress["tokens"] / tokens))
             logits, *hidden = run(model, ids.to(device), masks.to(device))

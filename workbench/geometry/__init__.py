@@ -164,8 +164,8 @@ def _tested(statistic: str) -> tuple[cached_property[float], cached_property[flo
         return compute_statistic(statistic, fit.similarity.values, fit.circle)
 
     def p(fit: "CircumplexFit") -> float:
-        null = null_distribution(statistic, fit.similarity.values, fit.candidates)
-        return share_at_least(null, getattr(fit, statistic))
+        ready = fit.null if statistic == "ci" else null_distribution(statistic, fit.similarity.values, fit.candidates)
+        return share_at_least(ready, getattr(fit, statistic))
 
     return cached_property(observed), cached_property(p)
 
@@ -210,6 +210,11 @@ class CircumplexFit:
         null = _random_shape(self.d_model, centred=self.raw is not None) if self.d_model else {}
         p = {name: (1 + (draws <= values[name]).sum()) / (1 + draws.size) for name, draws in null.items()}
         return pd.DataFrame({"value": values, "p": p or math.nan})
+
+    @cached_property
+    def null(self) -> np.ndarray:
+        """The correspondence index under every labelling, the observed one among them."""
+        return null_distribution("ci", self.similarity.values, self.candidates)
 
     @property
     def predictions(self) -> int:
@@ -339,7 +344,7 @@ def layer_scan(vectors: Any, order: Order = None, layout: str = "equal") -> pd.D
     largest = np.array(-1.0)
     for row, matrix in enumerate(matrices):
         null = null_distribution("ci", matrix, [circle])
-        table.loc[row, "p"] = share_at_least(null, table.loc[row, "ci"])
+        table.loc[row, "p"] = share_at_least(null, compute_statistic("ci", matrix, circle))
         largest = np.maximum(largest, null)
     table["p_selected"] = [share_at_least(largest, ci) for ci in table["ci"]]
     table["spearman"] = [compute_statistic("spearman", matrix, circle) for matrix in matrices]
