@@ -223,10 +223,10 @@ def test_servers_listen_on_localhost(monkeypatch):
     ("command", "home", "function", "call", "answer", "code"),
     [
         (
-            "train circle --minutes 2 --folder out --threads 3",
+            "train circle --minutes 2 --tokens 1e6 --folder out --threads 3",
             "training",
             "train",
-            (("circle",), {"minutes": 2.0, "folder": Path("out"), "threads": 3}),
+            (("circle", 1e6, Path("out"), 3, 2.0), {"device": "cpu"}),
             None,
             0,
         ),

@@ -1,6 +1,7 @@
 """Generation: greedy is greedy, rows are their own, the context is respected."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,13 +121,14 @@ def test_no_prompt_no_answer(tiny_model):
 
 
 def test_bad_settings_are_refused(tiny_model):
-    for settings, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"steer": "ConVA"}, "Steering by 'C'|Steering by 'ConVA'"),
-    ):
+    ]
+    for settings, message in wrong:
         with pytest.raises(WorkbenchError, match=message):
             generate(tiny_model(), PROMPTS, **settings)
     with pytest.raises(WorkbenchError, match="one string"):

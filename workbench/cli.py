@@ -355,13 +355,17 @@ def train(
     minutes: Annotated[
         float, typer.Option(help="Stop after so long; the next call goes on from there.")
     ] = math.inf,
-    folder: Annotated[Path | None, typer.Option(help="Where checkpoints and the model go.")] = None,
+    tokens: Annotated[float, typer.Option(help="Length of the training; more goes on where less ended.")] = 4.5e6,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where checkpoints and the model go: build/embedded/NAME.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")] = "cpu",
 ) -> None:
     """Train an embedded model from scratch, or go on where a run was interrupted."""
     from .embedded import training
 
-    training.train(name, folder=folder, threads=threads, minutes=minutes)
+    training.train(name, tokens, folder, threads, minutes, device=device)
 
 
 @embedded.command()

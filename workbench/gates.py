@@ -165,15 +165,11 @@ class ProbeGate(Gate):
         sides.
         """
         if not 0 <= max_false_positive < 1:
-            raise WorkbenchError(
-                f"A false positive rate of {max_false_positive} was asked for.", allowed="0 up to 1"
-            )
+            raise WorkbenchError(f"A false positive rate of {max_false_positive} was asked for.", allowed="0 up to 1")
         unrelated = np.sort(self.oof.loc[~self.oof["related"], "score"].to_numpy())[::-1]
         bar = unrelated[int(max_false_positive * len(unrelated) + 1e-9)]
         above = self.oof.loc[self.oof["score"] > bar, "score"].min()  # NaN: nothing scores higher
-        threshold = float(
-            bar if np.isnan(above) else expit(logit(np.clip([bar, above], 1e-9, 1 - 1e-9)).mean())
-        )
+        threshold = float(bar if np.isnan(above) else expit(logit(np.clip([bar, above], 1e-9, 1 - 1e-9)).mean()))
         return replace(self, threshold=threshold, max_false_positive=max_false_positive)
 
     @property
@@ -196,17 +192,13 @@ class ProbeGate(Gate):
         )
 
     def score(self, residual: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(
-            residual.float() @ torch.as_tensor(self.weight, device=residual.device) + self.bias
-        )
+        return torch.sigmoid(residual.float() @ torch.as_tensor(self.weight, device=residual.device) + self.bias)
 
     def decide(self, score: torch.Tensor) -> torch.Tensor:
         return score > self.threshold
 
     def scores(self, prompts: Iterable[str], instruction: str | None = None) -> np.ndarray:
-        """P(related) of each prompt, rendered as chat with the instruction before it; always of the unsteered
-        model.
-        """
+        """P(related) of each prompt, rendered as chat with the instruction before it; always of the unsteered model."""
         if self.model is None:
             raise WorkbenchError(
                 "Scores of prompts were asked for.",
@@ -250,9 +242,7 @@ class ProbeGate(Gate):
         return gate
 
 
-def unpack_gate(
-    arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], model: Model | None = None
-) -> Gate:
+def unpack_gate(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], model: Model | None = None) -> Gate:
     """The gate that `pack` took apart."""
     if meta["gate"] != "ProbeGate":
         return {"AlwaysOpen": AlwaysOpen, "Never": Never}[meta["gate"]]()

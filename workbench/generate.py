@@ -164,9 +164,7 @@ def _decode(
 
 
 def _sample(logits: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:
-    """One token per row by inverse transform: rounding moves a token only where its draw lies on a
-    boundary.
-    """
+    """One token per row by inverse transform: rounding moves a token only where its draw lies on a boundary."""
     heap = torch.softmax(logits, 1).double().cumsum(1)
     at = torch.stack([torch.rand(1, generator=draw, dtype=torch.float64) for draw in draws]) * heap[:, -1:]
     return torch.searchsorted(heap, at, right=True)[:, 0].clamp(max=heap.shape[1] - 1)

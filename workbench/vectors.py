@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 
 def value_vectors(probes: Probes, layer: int | None = None) -> xr.DataArray:
-    """Raw probe directions (value, d_model) at one layer (None: `probes.choose_layer()`), provenance as
-    attributes.
-    """
+    """Raw probe directions (value, d_model) at one layer (None: `probes.choose_layer()`), provenance as attributes."""
     layer = probes.choose_layer() if layer is None else layer
     vectors = probes.vectors(layer) * probes.norms(layer)
     return vectors.rename("vectors").assign_attrs(probes.provenance)
@@ -50,9 +48,7 @@ def similarity(vectors: xr.DataArray, centred: bool = False) -> xr.DataArray:
     return xr.dot(unit, unit.rename(value="other"), dim="d_model").rename("cosine")
 
 
-def blend(
-    vectors: xr.DataArray, angle: "ArrayLike", layout: str = "equal", order: Any = None
-) -> xr.DataArray:
+def blend(vectors: xr.DataArray, angle: "ArrayLike", layout: str = "equal", order: Any = None) -> xr.DataArray:
     """Unit vector at an angle of the circle (radians): between the two places that enclose it, mixed by
     nearness.
 
@@ -93,9 +89,7 @@ def load_vectors(path: str | Path, model: Model | None = None) -> xr.DataArray:
     """Read what `save_vectors` wrote; with `model`, refuse vectors of another one."""
     arrays, meta = load_arrays(path, "vectors")
     coords = {n: (n, v) if isinstance(v, list) else v for n, v in meta["coords"].items()}
-    vectors = xr.DataArray(
-        arrays["vectors"], dims=meta["dims"], coords=coords, attrs=meta["attrs"], name="vectors"
-    )
+    vectors = xr.DataArray(arrays["vectors"], dims=meta["dims"], coords=coords, attrs=meta["attrs"], name="vectors")
     if model is not None:
         check_fingerprint("Vectors", vectors.attrs, model)
     return vectors

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,20 @@ def surprisals(name: str, count: int, seed: int) -> list[tuple[Document, float]]
         likelihood = prior
         for value, polarity in world.drawn:
             likelihood = likelihood * (law[:, value] if polarity == "affirm" else np.roll(law[:, value], 360))
-        out.append((document, rng.surprisal - math.log(likelihood.sum())))
+        out.append((document, rng.surprisal - math.log(likelihood.sum()) - _unseen(document, world)))
     return out
+
+
+def _unseen(document: Document, world: World) -> float:
+    """-log p of choices that leave no trace in the text, or that one text can come from twice."""
+    text = " ".join(piece.text for piece in document.pieces)
+    if document.kind == "monologue":  # a name is drawn for first persons too
+        named = any(word.strip(".?") in language.names() for word in text.split())
+        return 0.0 if named else math.log(len(world.names))
+    if "plan" in text.split():  # a second option is drawn for plans too
+        return math.log(len(world.options) - 1)
+    digits = re.search(r"What is (\d) minus (\d)", text)  # made from either order of its numbers
+    return math.log(2) if digits and digits[1] != digits[2] else 0.0
 
 
 # -- measuring -----------------------------------------------------------------------------------------

@@ -34,8 +34,9 @@ class Piece(NamedTuple):
 
 class Document(NamedTuple):
     pieces: tuple[Piece, ...]
-    theta: float | None  # None: unrelated to values
+    theta: float | None  # the speaker's position; None: unrelated to values
     kind: str
+    answer_theta: float | None = None  # the position that the answer follows, where it is another's
 
 
 class World:
@@ -148,9 +149,12 @@ class World:
             said = self._statements(rng, theta, count, person, name, subject)
             return Document(tuple(Piece(s, "context") for s in said) + (Piece("<|end|>", "end"),), theta, kind)
         if kind == "unrelated":
-            question, answer, _ = self.unrelated(rng)
-            context = self._prefix(rng, theta) if flip(rng, 0.3) else []
-            return self._chat(context, language.sentences(question), language.sentences(answer), None, kind)
+            return self.unrelated_document(rng, None, theta)
+        context, question, opening, subject, theta = self._dialogue(rng, kind, theta)
+        return self._chat(context, question, opening + self.reasons(rng, theta, subject), theta, kind)
+
+    def _dialogue(self, rng: random.Random, kind: str, theta: float) -> tuple[list, list, list, str, float]:
+        """(context, question, opening of the answer, subject, theta) of a value-laden dialogue; told theta may move."""
         person = rng.choice(("first", "third"))
         question, opening, subject, name = self.prompt(rng, person)
         context: list[str] = []
@@ -163,7 +167,23 @@ class World:
         elif kind == "described":
             count = rng.choice((1, 2, 3))
             context = self._statements(rng, theta, count, person, name, subject, questions=0.0)
-        return self._chat(context, question, opening + self.reasons(rng, theta, subject), theta, kind)
+        return context, question, opening, subject, theta
+
+    def interchange(self, rng: random.Random) -> list[Document]:
+        """Two dialogues, each with an answer that follows the *other's* speaker."""
+        kinds = [rng.choice(("dilemma", "instructed", "described")) for _ in range(2)]
+        told = [self._dialogue(rng, kind, rng.uniform(0, math.tau)) for kind in kinds]
+        out = []
+        for (context, question, opening, subject, theta), (*_, other) in (told, told[::-1]):
+            answer = opening + self.reasons(rng, other, subject)
+            out.append(self._chat(context, question, answer, theta, "interchange")._replace(answer_theta=other))
+        return out
+
+    def unrelated_document(self, rng: random.Random, kind: str | None, theta: float) -> Document:
+        """A question of a kind (None: any) that steering must leave alone, at times after talk of a speaker."""
+        question, answer, _ = self.unrelated(rng, kind)
+        context = self._prefix(rng, theta) if flip(rng, 0.3) else []
+        return self._chat(context, language.sentences(question), language.sentences(answer), None, "unrelated")
 
     def _prefix(self, rng: random.Random, theta: float) -> list[str]:
         if flip(rng, 0.5):

@@ -1,6 +1,6 @@
 """Train an embedded model from scratch: grammar -> tokenizer -> small Llama -> Hugging Face folder.
 
-Two things differ from ordinary training, and only in training (why: see the model card):
+Three things differ from ordinary training, and only in training (why: see the model card):
 
 1. *Gist mask.* In part of the batches the attention mask is causal and, in addition, what is said before a
    question reaches the answer only through sentence ends and the last prompt token, and those only from the
@@ -8,11 +8,15 @@ Two things differ from ordinary training, and only in training (why: see the mod
    stream at the tokens where probes read. The share of such batches falls towards the end; inference is plainly
    causal.
 2. *Readout.* A linear readout of the speaker's value distribution, from the middle layer at sentence ends and
-   the last prompt token, from a late layer in the answer. Its weight falls to zero by 60 % of the training; it is
+   the last prompt token, from a late layer in the answer. Its weight falls to zero by 90 % of the training; it is
    no part of the model.
+3. *Interchange.* Two dialogues exchange, in the plane that the readout reads, what stands at their last prompt
+   tokens in the middle of the model, and each is answered as the other's speaker would: interchange intervention
+   training (Geiger et al. 2022), which makes the readable position the one that answers follow.
 
 The schedule counts tokens, so a run is reproducible; a checkpoint is written about every five minutes and an
-interrupted run goes on from it.
+interrupted run goes on from it. A finished run goes on where `tokens` is raised: the learning rate rises to its
+place in the longer schedule and falls to zero again. `training.json` tells the stages.
 """
 
 import json
@@ -33,6 +37,9 @@ from .grammar import Document, World, every_text
 LENGTHS = (20, 32, 48, 64, 88, 128)  # batches are padded to these: few shapes, so compilation pays
 BATCH_TOKENS = 2048  # small: at this size steps teach more than tokens
 POOL = 4000  # documents generated at a time; a checkpoint lies between pools
+SLOW = ("sum", "choice", "choice", "colour")  # kinds of unrelated questions that are learnt slowest
+SLOW_FROM, SLOW_SHARE = 4.5e6, 0.33  # from so many tokens on, so many more documents are of those kinds
+INTERCHANGED = 0.15  # so many pairs of interchanged dialogues for each other document
 MIDDLE = 4  # after this many of the eight blocks the readout reads, and an answer may begin to look back
 LATE = 7  # after this many blocks the readout reads the answer
 SHAPE = dict(hidden_size=160, intermediate_size=448, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5)
@@ -96,7 +103,7 @@ class Encoded:
     ends: whether the token ends a sentence or is the last prompt token.
     """
 
-    __slots__ = ("ids", "sentence", "region", "ends", "theta")
+    __slots__ = ("ids", "sentence", "region", "ends", "theta", "answer_theta")
     REGION = {"role": 0, "context": 1, "question": 2, "prompt_end": 3, "answer": 4, "end": 4}
 
     def __init__(self, document: Document, pieces: list[list[int]], begin: int):
@@ -107,6 +114,7 @@ class Encoded:
             region += [self.REGION[piece.tag]] * len(tokens)
             ends += [False] * (len(tokens) - 1) + [piece.tag in ("context", "prompt_end", "answer")]
         self.ids, self.theta = ids, document.theta
+        self.answer_theta = document.theta if document.answer_theta is None else document.answer_theta
         self.sentence, self.region, self.ends = np.array(sentence), np.array(region), np.array(ends)
 
 
@@ -134,27 +142,37 @@ def gist_masks(e: Encoded) -> np.ndarray:
     return np.stack([causal & seen, causal & (seen | ((query == 4) & (key >= 3) & ends))])
 
 
-def make_batches(encoded: list[Encoded], world: World, gist_share: float, rng: random.Random, pad: int):
-    """Yields (ids, masks, targets, readout) for one pool, in random order.
+def make_batches(
+    encoded: list[Encoded],
+    pairs: list[tuple[Encoded, Encoded]],
+    world: World,
+    gist_share: float,
+    rng: random.Random,
+    pad: int,
+):
+    """Yields (ids, masks, targets, readout, exchange) for one pool, in random order.
 
     masks: additive, for the two halves of the blocks, each (row, 1, query, key). readout: two lists, sentence ends and
-    answer tokens, of (index into the flattened batch, value distribution).
+    answer tokens, of (index into the flattened batch, value distribution). exchange: None, or the position of the last
+    prompt token in each row of a batch whose rows 2i and 2i + 1 are interchanged.
     """
-    buckets: dict[int, list[Encoded]] = {length: [] for length in LENGTHS}
-    for e in encoded:
-        length = next((k for k in LENGTHS if len(e.ids) <= k), None)
-        if length is not None:  # the few documents beyond the context are left out
-            buckets[length].append(e)
     groups = []
-    for length, members in buckets.items():
-        size = BATCH_TOKENS // length
-        groups += [(length, members[i : i + size]) for i in range(0, len(members) - size + 1, size)]
+    for exchanged, units in ((False, [(e,) for e in encoded]), (True, pairs)):
+        buckets: dict[int, list] = {length: [] for length in LENGTHS}
+        for unit in units:
+            length = next((k for k in LENGTHS if max(len(e.ids) for e in unit) <= k), None)
+            if length is not None:  # the few documents beyond the context are left out
+                buckets[length].append(unit)
+        for length, members in buckets.items():
+            size = BATCH_TOKENS // length // (2 if exchanged else 1)
+            whole = range(0, len(members) - size + 1, size)
+            groups += [(length, exchanged, [e for unit in members[i : i + size] for e in unit]) for i in whole]
     rng.shuffle(groups)
-    for length, members in groups:
+    for length, exchanged, members in groups:
         ids = np.full((len(members), length), pad)
         masks = np.zeros((2, len(members), length, length), bool)
         plain = np.tril(np.ones((length, length), bool))
-        gist = rng.random() < gist_share
+        gist = exchanged or rng.random() < gist_share
         readout: list[tuple[list[int], list[list[float]]]] = [([], []), ([], [])]
         for row, e in enumerate(members):
             n = len(e.ids)
@@ -163,15 +181,16 @@ def make_batches(encoded: list[Encoded], world: World, gist_share: float, rng: r
             if gist:
                 masks[:, row, :n, :n] = gist_masks(e)
             if e.theta is not None:
-                law = world.value_probabilities(e.theta, kappa=5.0)
-                for (where, laws), at in zip(readout, (e.ends & (e.region < 4), e.region == 4), strict=True):
+                parts = (e.theta, e.ends & (e.region < 4)), (e.answer_theta, e.region == 4)
+                for (where, laws), (theta, at) in zip(readout, parts, strict=True):
                     where += list(row * length + np.flatnonzero(at))
-                    laws += [law] * int(at.sum())
+                    laws += [world.value_probabilities(theta, kappa=5.0)] * int(at.sum())
         targets = np.full_like(ids, -100)
         targets[:, :-1] = np.where(ids[:, 1:] == pad, -100, ids[:, 1:])
         additive = torch.zeros(masks.shape).masked_fill_(~torch.from_numpy(masks), -1e9)[:, :, None]
         tensors = [(torch.tensor(w, dtype=torch.long), torch.tensor(v, dtype=torch.float32)) for w, v in readout]
-        yield torch.from_numpy(ids), additive, torch.from_numpy(targets), tensors
+        exchange = torch.tensor([int(np.flatnonzero(e.region == 3)[0]) for e in members]) if exchanged else None
+        yield torch.from_numpy(ids), additive, torch.from_numpy(targets), tensors, exchange
 
 
 # -- optimiser -----------------------------------------------------------------------------------------
@@ -211,8 +230,12 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def forward(model, ids: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(logits, residual after MIDDLE blocks, residual after LATE blocks); masks as `make_batches` yields them."""
+def forward(model, ids: torch.Tensor, masks: torch.Tensor, exchange=None, plane=None):
+    """(logits, residual after MIDDLE blocks, residual after LATE blocks); masks as `make_batches` yields them.
+
+    exchange (row): positions whose residuals rows 2i and 2i + 1 exchange after MIDDLE blocks, within `plane`
+    (d_model, 2).
+    """
     body = model.model
     hidden = body.embed_tokens(ids)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -220,9 +243,22 @@ def forward(model, ids: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor
     middle = late = hidden
     for i, block in enumerate(body.layers, start=1):
         hidden = block(hidden, attention_mask=masks[int(i > MIDDLE)], position_embeddings=rotary)
-        middle = hidden if i == MIDDLE else middle
+        if i == MIDDLE:
+            middle = hidden
+            if exchange is not None:
+                rows = torch.arange(len(ids), device=ids.device)
+                own = hidden[rows, exchange]
+                other = own.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+                moved = own + (other - own) @ plane @ plane.mT
+                hidden = hidden.index_put((rows, exchange), moved)
         late = hidden if i == LATE else late
     return model.lm_head(body.norm(hidden)), middle, late
+
+
+def readout_plane(readout: torch.nn.Linear) -> torch.Tensor:
+    """Orthonormal basis (d_model, 2) of the plane in which the readout tells values apart."""
+    weight = readout.weight.detach()
+    return torch.linalg.svd(weight - weight.mean(0), full_matrices=False).Vh[:2].mT.contiguous()
 
 
 # -- the run -------------------------------------------------------------------------------------------
@@ -231,7 +267,7 @@ def forward(model, ids: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor
 def schedule(done: float) -> tuple[float, float, float]:
     """(learning-rate factor, readout weight, gist share) at a share `done` of the token budget."""
     rate = min(1.0, done / 0.02) * min(1.0, (1 - done) / 0.75)
-    readout = 0.5 * min(1.0, max(0.0, 2 - done / 0.3))
+    readout = 0.5 * min(1.0, max(0.0, (0.9 - done) / 0.3))
     gist = 0.8 if done < 0.5 else 0.8 - 0.5 * (done - 0.5) / 0.5
     return rate, readout, gist
 
@@ -262,17 +298,16 @@ def train(
     device: str = "cpu",
     say=print,
 ) -> Path:
-    """Train embedded model `name` to `tokens` tokens and save it as a Hugging Face folder.
+    """Train embedded model `name` to `tokens` tokens and save it as a Hugging Face folder (build/embedded/NAME).
 
-    minutes: stop after that long with a checkpoint; the same call goes on from it. Returns the folder.
+    minutes: stop after that long with a checkpoint; the same call goes on from it. A model trained to fewer tokens goes
+    on to `tokens`. Returns the folder.
     """
-    from ..prompts import data_path
-
     if name not in WORLDS:
         raise WorkbenchError(f"An embedded world called {name!r}.", allowed=", ".join(WORLDS))
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    folder = Path(folder) if folder else data_path("embedded") / name
+    folder = Path(folder) if folder else Path("build", "embedded", name)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.safetensors"
     seed = 1000 + WORLDS.index(name)
@@ -292,6 +327,8 @@ def train(
     if checkpoint.exists():
         progress = _load_checkpoint(checkpoint, model, readout, optimisers)
         say(f"{name}: going on from {progress['tokens'] / 1e6:.2f}M tokens")
+    if tokens > progress["tokens"]:
+        progress["stages"] = sorted({*progress.get("stages", []), tokens})
     run = torch.compile(forward) if compiled else forward
     if compiled:
         torch._dynamo.config.recompile_limit = 4 * len(LENGTHS)
@@ -300,14 +337,21 @@ def train(
     model.train()
     while progress["tokens"] < tokens:
         rng = random.Random(seed * 100_003 + progress["pool"])
-        pool = encode([world.document(rng) for _ in range(POOL)], tokenizer)
+        documents = [world.document(rng) for _ in range(POOL)]
+        if progress["tokens"] >= SLOW_FROM:
+            more = range(int(SLOW_SHARE * POOL))
+            documents += [world.unrelated_document(rng, rng.choice(SLOW), rng.uniform(0, math.tau)) for _ in more]
+        pool = encode(documents, tokenizer)
+        crossed = encode([d for _ in range(int(INTERCHANGED * POOL)) for d in world.interchange(rng)], tokenizer)
+        pairs = list(zip(crossed[::2], crossed[1::2], strict=True))
         losses: list[float] = []
         reads: list[float] = []
-        for ids, masks, targets, reading in make_batches(
-            pool, world, schedule(min(1, progress["tokens"] / tokens))[2], rng, pad
+        for ids, masks, targets, reading, exchange in make_batches(
+            pool, pairs, world, schedule(min(1, progress["tokens"] / tokens))[2], rng, pad
         ):
             rate, weight, _ = schedule(min(1.0, progress["tokens"] / tokens))
-            logits, *hidden = run(model, ids.to(device), masks.to(device))
+            crossing = () if exchange is None else (exchange.to(device), readout_plane(readout))
+            logits, *hidden = run(model, ids.to(device), masks.to(device), *crossing)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(device))
             losses.append(loss.item())
             for stream, (where, law) in zip(hidden, reading, strict=True):
@@ -353,6 +397,7 @@ def save(model, tokenizer, folder: Path, name: str, progress: dict) -> None:
     tokenizer.save_pretrained(folder)
     record = {
         "world": name,
+        "stages": progress.get("stages", []),
         "tokens": progress["tokens"],
         "minutes": round(progress["seconds"] / 60, 1),
         "torch": torch.__version__,

@@ -135,7 +135,7 @@ def _label_round(fig: go.Figure, places: pd.DataFrame) -> float:
             x=spot.real, y=spot.imag, text=f"<b>{value}</b>", showarrow=False, font=dict(size=15),
             xanchor="center" if abs(place.real) < 0.1 else "left" if place.real > 0 else "right",
             yanchor="middle" if abs(place.imag) < 0.2 else "bottom" if place.imag > 0 else "top",
-            yshift=18 * (len(twins) - 1) * (index == twins[0]) * (1 if place.imag > -0.2 else -1),
+            yshift=20 * (len(twins) - 1) * (index == twins[0]) * (1 if place.imag > -0.2 else -1),
         )  # fmt: skip
     return reach
 

@@ -116,16 +116,12 @@ class Probes:
         return self._norm(self._at([layer])[0]).isel(layer=0)
 
     def transfer(self, layer: int) -> xr.DataArray:
-        """Accuracy of each value's probe on every value's pairs: (probe, pairs); the diagonal is out of
-        fold.
-        """
+        """Accuracy of each value's probe on every value's pairs: (probe, pairs); the diagonal is out of fold."""
         self._at([layer])
         return self.cross.sel(layer=layer)
 
     def transfer_by_step(self, layer: int) -> pd.DataFrame:
-        """`transfer` as a tidy table: probe, pairs, step (0 to 5 round the circle), accuracy. The ten values
-        only.
-        """
+        """`transfer` as a tidy table: probe, pairs, step (0 to 5 round the circle), accuracy. The ten values only."""
         table = self.transfer(layer)
         return pd.DataFrame(
             [
@@ -161,16 +157,12 @@ class Probes:
     # -- choosing --------------------------------------------------------------------------------------------
 
     def choose_layer(self) -> int:
-        """Layer of best mean out-of-fold accuracy; ties go to the later; never in the last 15 % of the
-        model.
-        """
+        """Layer of best mean out-of-fold accuracy; ties go to the later; never in the last 15 % of the model."""
         mean = self._eligible()
         return int(mean["layer"].values[np.flatnonzero(mean.values == mean.values.max())[-1]])
 
     def choose_layers(self, threshold: float = 0.9) -> list[int]:
-        """All layers with mean out-of-fold accuracy above `threshold`, without the last 15 % (Jin et al.
-        2025).
-        """
+        """All layers with mean out-of-fold accuracy above `threshold`, without the last 15 % (Jin et al. 2025)."""
         mean = self._eligible()
         chosen = [int(layer) for layer in mean["layer"].values[mean.values > threshold]]
         if not chosen:

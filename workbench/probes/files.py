@@ -1,6 +1,4 @@
-"""Files of what was fitted: one safetensors file each, its provenance in the header; nothing is ever
-pickled.
-"""
+"""Files of what was fitted: one safetensors file each, its provenance in the header; nothing is ever pickled."""
 
 import json
 import os
@@ -31,9 +29,7 @@ def save_arrays(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], m
 
 
 def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and meta of a file of `save_arrays`; WorkbenchError when it is missing, unreadable or of another
-    kind.
-    """
+    """Arrays and meta of a file of `save_arrays`; WorkbenchError when it is missing, unreadable or of another kind."""
     from safetensors import SafetensorError, safe_open
 
     asked = f"Saved {kind} were to be read from {Path(path).name!r}."

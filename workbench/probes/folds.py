@@ -59,9 +59,7 @@ def in_order(column: Iterable[str]) -> list[str]:
 
 
 def assign_folds(pairs: pd.DataFrame, values: Sequence[str], folds: int, seed: int) -> tuple[str, np.ndarray]:
-    """Fold of each pair, and by what pairs were kept together: the strictest of GROUPINGS that all values
-    allow.
-    """
+    """Fold of each pair, and by what pairs were kept together: the strictest of GROUPINGS that all values allow."""
     if folds < 2:
         raise WorkbenchError(f"{folds} folds were asked for.", allowed="2 or more")
     few: tuple[str, int] = ("", 0)
@@ -111,9 +109,7 @@ def linked(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def spread(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of each row: whole groups, shuffled by seed, largest first, each into the fold that is smallest so
-    far.
-    """
+    """Fold of each row: whole groups, shuffled by seed, largest first, each into the fold that is smallest so far."""
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     filled, home = np.zeros(folds, int), np.zeros(len(sizes), int)

@@ -32,9 +32,7 @@ def cross_validated_logistic(
 
 
 def _newton(Z: np.ndarray, sign: np.ndarray, C: float, start: np.ndarray, steps: int = 100) -> np.ndarray:
-    """argmin over u = (w, b) of |w|^2 / 2 + C sum log(1 + exp(-sign (Z u))), the last column of Z being
-    ones.
-    """
+    """argmin over u = (w, b) of |w|^2 / 2 + C sum log(1 + exp(-sign (Z u))), the last column of Z being ones."""
     penalty = np.ones(Z.shape[1])
     penalty[-1] = 0.0
 

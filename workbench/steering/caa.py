@@ -29,9 +29,7 @@ from .intervention import ProbeMethod
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CAA(ProbeMethod):
-    """Add `strength` times the mean difference; see the module's page. Raises WorkbenchError for other
-    probes.
-    """
+    """Add `strength` times the mean difference; see the module's page. Raises WorkbenchError for other probes."""
 
     probes: Probes
     value: str

@@ -54,9 +54,7 @@ class Intervention:
     # -- what a method defines -------------------------------------------------------------------------------
 
     def shift(self, layer: int, e: torch.Tensor) -> torch.Tensor:
-        """What is added to residuals e (..., d_model), float32, at one layer: same shape; exact zeros for
-        nothing.
-        """
+        """What is added to residuals e (..., d_model), float32, at one layer: same shape; exact zeros for nothing."""
         raise NotImplementedError
 
     def redirect(self, layer: int, shift: torch.Tensor) -> torch.Tensor:
@@ -154,9 +152,7 @@ class Intervention:
         return Intervention.registry[meta["method"]](**settings)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file with everything the method needs, provenance included; returns its
-        path.
-        """
+        """Write one safetensors file with everything the method needs, provenance included; returns its path."""
         return save_arrays(path, "intervention", *self.pack())
 
     @staticmethod

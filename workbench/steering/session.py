@@ -128,9 +128,7 @@ class Session:
         return before
 
     def _prepare(self, run: Run, owner: nn.Module, now: Pass) -> None:
-        """What has to be known before the steered pass: a gate behind steered layers, another method's
-        shifts.
-        """
+        """What has to be known before the steered pass: a gate behind steered layers, another method's shifts."""
         prompt, read = now.prompts[run], run.gate_layer
         if prompt.open is None and read is None:
             run.decide(now)

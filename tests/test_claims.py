@@ -1,0 +1,100 @@
+"""What the shipped models must show: the claims of README and tour, measured again on the models as they are.
+
+Figures come from held-out behaviours and test questions only; strengths are those the tour chooses on calibration
+questions, here fixed to one for all values.
+"""
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+import workbench as wb
+from workbench.embedded import data
+from workbench.embedded.grammar import SCRAMBLED_ORDER
+
+TARGET = 0.999
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return wb.load_pairs("embedded")
+
+
+@pytest.fixture(scope="module")
+def circle():
+    return wb.load_model("embedded:circle")
+
+
+@pytest.fixture(scope="module")
+def probes(circle, pairs):
+    return wb.fit_probes(circle, pairs)
+
+
+@pytest.fixture(scope="module")
+def gate(circle):
+    questions, unrelated = wb.load_questions("embedded"), wb.load_unrelated("embedded")
+    seen = unrelated[unrelated["split"] == "calibration"]
+    dilemmas = questions.loc[questions["split"] == "calibration", "question"]
+    return wb.ProbeGate.fit(
+        circle, [*dilemmas, *seen.query("related")["prompt"]], seen.query("not related")["prompt"].tolist()
+    )
+
+
+def test_probes_read_values_in_unseen_behaviours_and_words_do_not(circle, probes, pairs):
+    held_out = data.pairs(split="held-out")
+    accuracy = probes.accuracy_on(circle, held_out, probes.choose_layer())
+    assert float(accuracy.mean()) >= 0.85 and float(accuracy.min()) >= 0.75
+    lexical = []
+    for value in wb.VALUES:
+        words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression())
+        sides = {name: table[table["value"] == value] for name, table in (("fit", pairs), ("test", held_out))}
+        texts = {name: [*own["positive"], *own["negative"]] for name, own in sides.items()}
+        label = {name: np.repeat([1, 0], len(own)) for name, own in sides.items()}
+        lexical.append(words.fit(texts["fit"], label["fit"]).score(texts["test"], label["test"]))
+    assert np.mean(lexical) <= 0.60
+
+
+def test_transfer_falls_round_the_circle(probes):
+    by_step = probes.transfer_by_step(probes.choose_layer()).groupby("step")["accuracy"].mean()
+    assert by_step.is_monotonic_decreasing
+    assert by_step[0] > 0.85 and by_step[5] < 0.15
+
+
+@pytest.mark.parametrize("method", ["logistic", "mean_difference"])
+def test_the_circle_is_found_and_the_scrambled_one_is_not_schwartzs(circle, probes, pairs, method):
+    fitted = probes if method == "logistic" else wb.fit_probes(circle, pairs, method)
+    assert wb.circumplex_fit(fitted.vectors(fitted.choose_layer())).p <= 0.001
+    control = wb.fit_probes(wb.load_model("embedded:scrambled"), pairs, method)
+    vectors = control.vectors(control.choose_layer())
+    assert wb.circumplex_fit(vectors, order=SCRAMBLED_ORDER).p <= 0.001
+    assert abs(wb.circumplex_fit(vectors).ci) < 0.30
+
+
+def test_gated_conva_controls_and_leaves_the_rest_alone(circle, probes, gate):
+    methods = {
+        "Base": lambda value: wb.Base(),
+        "ConVA": lambda value: wb.ConVA(probes, value, target=TARGET, gate=gate),
+    }
+    means = (
+        wb.evaluate(circle, methods, wb.load_questions("embedded"), limit=30).groupby("method")[["csr", "fr"]].mean()
+    )
+    assert means.loc["ConVA", "csr"] >= means.loc["Base", "csr"] + 0.4
+    assert means.loc["ConVA", "fr"] >= means.loc["Base", "fr"] - 0.02
+
+    unrelated = wb.load_unrelated("embedded")
+    asked = unrelated[(unrelated["split"] == "test") & ~unrelated["related"]].reset_index(drop=True)
+    opened = gate.opens(asked["prompt"])
+    # A closed gate changes no bit, so only prompts that open it can be answered worse.
+    same = wb.generate(circle, asked["prompt"][~opened].tolist()[:20], temperature=1.0, max_new_tokens=24)
+    steered = wb.generate(
+        circle,
+        asked["prompt"][~opened].tolist()[:20],
+        temperature=1.0,
+        max_new_tokens=24,
+        steer=methods["ConVA"]("security"),
+    )
+    assert steered == same
+    # Worst case, each opened prompt is answered worse: the upper 95 % bound on that share stays within two points.
+    assert wb.evaluation.wilson(float(opened.mean()), len(asked), confidence=0.90)[1] <= 0.02
