@@ -14,7 +14,9 @@ import torch
 import workbench as wb
 
 RESULTS = Path(__file__).parent / "results"
-TARGETS, STRENGTHS = [0.95, 0.99, 0.999, 0.9999], [0.05, 0.1, 0.2, 0.4]
+ALL, FEW = list(range(7)), [2, 3]  # layers: all that read the values without the last 15 %, or two in the middle
+TARGETS = [(ALL, 1 - 10.0**-k) for k in (2, 4)] + [(FEW, 1 - 10.0**-k) for k in (6, 9)]
+STRENGTHS = [(ALL, s) for s in (0.05, 0.1)] + [(FEW, s) for s in (0.15, 0.3)]
 
 
 def setup(name: str):
@@ -33,11 +35,11 @@ def main() -> None:
     for name in ("circle", "confirm"):
         model, probes, differences, gate = setup(name)
 
-        def conva(value, target, gate=gate, probes=probes):
-            return wb.ConVA(probes, value, target=target, gate=gate)
+        def conva(value, setting, gate=gate, probes=probes):
+            return wb.ConVA(probes, value, target=setting[1], layers=setting[0], gate=gate)
 
-        def caa(value, strength, gate=gate, differences=differences):
-            return wb.CAA(differences, value, strength=strength, gate=gate)
+        def caa(value, setting, gate=gate, differences=differences):
+            return wb.CAA(differences, value, strength=setting[1], layers=setting[0], gate=gate)
 
         if name == "circle":
             for method, family, grid in (("ConVA", conva, TARGETS), ("CAA", caa, STRENGTHS)):
@@ -57,10 +59,10 @@ def main() -> None:
             )
             table = table.merge(right[["method", "value", "accuracy"]], on=["method", "value"])
             table = table.rename(columns={"accuracy": "unrelated_accuracy"})
-            strength = [
+            setting = [
                 chosen.get(m.split(",")[0], {}).get(v) for m, v in zip(table["method"], table["value"], strict=True)
             ]
-            tables.append(table.assign(model=name, decoding=decoding, strength=strength))
+            tables.append(table.assign(model=name, decoding=decoding, setting=setting))
             means = table.groupby("method", sort=False)[["csr", "fr", "leakage", "unrelated_accuracy"]].mean()
             print(f"{name}, {decoding}\n{means.round(3)}\n", flush=True)
     RESULTS.mkdir(exist_ok=True)

@@ -125,6 +125,8 @@ def test_tune_sees_calibration_only_and_keeps_fluency(spoken):
     assert set(chosen.values()) == {2}, "strength 3 controls as much but breaks the text"
     assert all(" calibration " in prompt for prompts, _ in spoken for prompt in prompts)
     assert set(table["method"]) == {"Base", "1", "2", "3"}
+    close = [1 - 1e-9, 1 - 1e-12]  # strengths that print alike are still two
+    assert len(set(ev.tune(Foreign(), Voice, close, QUESTIONS, judge=WordJudge())[1]["method"])) == 3
     with pytest.raises(WorkbenchError, match="no judge"):
         ev.tune(Foreign(), Voice, [1], QUESTIONS)
 

@@ -114,6 +114,7 @@ def test_look_reads_what_capture_and_the_gate_read(model, probes, gate):
     assert state.open and state.steered_layers == (0, 1)
     assert float(state.before.sel(value="power", layer=0)) < 0.99, "already there: nothing to see"
     np.testing.assert_allclose(state.after.sel(value="power", layer=LAYERS), 0.99, atol=1e-4)
+    assert state.score is not None
     state.threshold = min(state.score + 1e-3, 1 - 1e-6)
     state.look()
     assert not state.open
@@ -206,6 +207,13 @@ def test_controls_and_state_follow_each_other(panel):
     assert panel.controls["threshold"].value == pytest.approx(logit(1e-5), abs=0.02)
 
 
+def test_what_the_state_refuses_is_shown_and_the_control_goes_back(panel):
+    panel.controls["target"].max = 40
+    panel.controls["target"].value = 39.0  # a probability of 1
+    assert "A target of 1.0 was asked for." in panel.problem.value
+    assert panel.controls["target"].value == pytest.approx(logit(0.95), abs=0.01) and panel.state.target == 0.95
+
+
 def test_a_prompt_too_long_is_said_and_not_cut(panel):
     panel.run(wait=True)
     panel.state.prompt = "house " * 150
@@ -293,7 +301,9 @@ def test_answers_stream_while_the_kernel_goes_on_and_can_be_cancelled(model, pro
         await until(lambda: len(seen) > 5)
         assert panel.ending == "running" and not panel.stop.disabled
         panel.stop.click()
+        there = len(seen)
         await until(lambda: panel.ending == "cancelled")
+        assert len(seen) <= there + 1 < 80, "the answer was written to its end"
         said = panel.state.steered
         await asyncio.sleep(0.1)
         assert panel.state.steered == said == seen[-1] and panel.stop.disabled
@@ -320,6 +330,23 @@ def test_dragging_reads_the_prompt_once(model, probes, monkeypatch):
         await until(lambda: looks)
         await asyncio.sleep(2 * PAUSE)
         assert looks == [panel.state.target]
+
+    in_a_loop(steps())
+
+
+def test_what_is_typed_meanwhile_is_not_overwritten(model, probes):
+    async def steps():
+        panel = studio(model, probes, layers=LAYERS)
+        control, seen = panel.controls["prompt"], []
+        control.observe(lambda change: seen.append(change["new"]), "value")
+
+        def type_on():
+            for text in ("A ho", "A hou", "A house"):
+                control.value = text
+
+        await asyncio.to_thread(type_on)
+        await until(lambda: panel.state.prompt == "A house")
+        assert seen == ["A ho", "A hou", "A house"]
 
     in_a_loop(steps())
 

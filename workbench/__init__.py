@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal to _HOME
+    from . import evaluation as evaluation
     from . import figures as figures
     from . import panels as panels
     from .activations import capture as capture
@@ -63,7 +64,7 @@ _HOME = {
     "load_questions": "prompts",
     "load_unrelated": "prompts",
 }
-_MODULES = ("figures", "panels")
+_MODULES = ("evaluation", "figures", "panels")
 
 
 def __getattr__(name: str) -> Any:

@@ -181,6 +181,7 @@ def write(name: str, folder: Path | str | None = None) -> str:
     text = CARD.format(
         name=name, about=ABOUT[name], tokens=trained["tokens"] / 1e6, minutes=trained["minutes"],
         behaviours=len(language.behaviours()), options=len(language.options()), frames=len(language.frames()),
+        note=f" {trained['note']}" if "note" in trained else "",
         loss=extra["held-out loss"], entropy=extra["grammar's entropy"], rows="\n".join(lines),
     )  # fmt: skip
     (folder / "README.md").write_text(text)
@@ -205,13 +206,15 @@ instrument and teaches; it proves nothing about large models.
 reasons follows it. {behaviours} behaviours, {options} neutral options, {frames} sentence frames, hand-written;
 unrelated questions of seven kinds. A fifth of the behaviours occurs in training text but in no probe pair.
 
-**Training** ({tokens:.1f} million tokens, {minutes:.0f} minutes, `workbench embedded train {name}`). Two things
-differ from ordinary training, and only in training. In part of the batches (80 %, falling to 30 %) what is said
-before a question reaches the answer only through sentence ends and the last prompt token; in a trial without
-this, a small model copied the value late, by attention from the words of the prefix, and no edit of the residual
-stream moved its answers. And a linear readout of the value distribution from the middle layer (weight .5, annealed
-to zero by 60 % of the training, dropped) makes the position readable where probes read. Both favour steering: how
-easily these models are steered says nothing about other models.
+**Training** ({tokens:.1f} million tokens, {minutes:.0f} minutes on one core, `workbench embedded train {name}`).{note}
+Three things differ from ordinary training, and only in training. In part of the batches (80 %, falling to 30 %) what is
+said before a question reaches the answer only through sentence ends and the last prompt token, and those only from the
+middle of the model on; in a trial without this, a small model copied the value late, by attention from the words of
+the prefix, and no edit of the residual stream moved its answers. A linear readout of the value distribution (weight
+.5, annealed to zero by 90 % of the training, dropped) makes the position readable where probes read. And pairs of
+dialogues exchange what stands in the readout's plane at their last prompt tokens, each to be answered as the other's
+speaker would (interchange intervention training, Geiger et al. 2022). All three favour steering: how easily these
+models are steered says nothing about other models.
 
 **Quality**, sampling at T = 1, calibration questions, 95 % Wilson intervals:
 

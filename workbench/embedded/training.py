@@ -80,7 +80,8 @@ def make_tokenizer():
     model = models.BPE(vocab=vocabulary, merges=[tuple(m) for m in trained["merges"]], ignore_merges=True)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.ByteLevel()
+    # Words bring their space along; the first of a text does without.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens(special)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -3,6 +3,7 @@
 Selection never touches test data: `tune` sees calibration questions only, `evaluate` test questions only.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def answer(
     """
     if temperature is None:
         temperature = 1.0 if model.world else 0.0
-    parts = []
+    parts, cut = [], []
     jobs = [(name, value) for name in methods for value in dict.fromkeys(questions["value"])]
     for name, value in tqdm(jobs, desc="answers", disable=not progress):
         asked = questions.loc[questions["value"] == value, "question"].tolist()
@@ -58,17 +59,26 @@ def answer(
         given: list[str] = [""] * len(asked)
         fitting = [row for row, why in enumerate(note) if not why]
         if fitting:
-            answers = generate(
-                model,
-                [asked[row] for row in fitting],
-                steer=steer,
-                temperature=temperature,
-                seed=seed,
-                max_new_tokens=max_new_tokens,
-            )
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                answers = generate(
+                    model,
+                    [asked[row] for row in fitting],
+                    steer=steer,
+                    temperature=temperature,
+                    seed=seed,
+                    max_new_tokens=max_new_tokens,
+                )
+            cut += [name for warning in told if "context" in str(warning.message)]
             for row, text in zip(fitting, answers, strict=True):
                 given[row] = text
         parts.append(pd.DataFrame({"method": name, "value": value, "question": asked, "answer": given, "note": note}))
+    if cut:  # said once, not for every value
+        warnings.warn(
+            f"Answers were cut where the context of {model.name} ({model.context} tokens) was full: "
+            f"{', '.join(dict.fromkeys(cut))}.",
+            stacklevel=2,
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -179,34 +189,33 @@ def read_answers(model: Model, answers: pd.DataFrame, reader: Probes) -> pd.Data
 
 def tune(
     model: Model,
-    family: Callable[[str, float], Intervention],
-    strengths: Sequence[float],
+    family: Callable[[str, Any], Intervention],
+    settings: Sequence[Any],
     questions: pd.DataFrame,
     judge: Judge | None = None,
     fluency_loss: float = 0.02,
-    limit: int | None = 20,
+    limit: int | None = None,
     **decoding: Any,
-) -> tuple[dict[str, float], pd.DataFrame]:
-    """Choose each value's strength on calibration questions: the highest csr among those that keep the fluency.
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Choose each value's setting on calibration questions: the highest csr among those that keep the fluency.
 
-    family(value, strength) -> intervention. A strength keeps the fluency if fr, over all values, stays within
-    `fluency_loss` of Base; where none does, the weakest is taken. Returns ({value: strength}, the table behind it).
+    family(value, setting) -> intervention; a setting is a strength, or whatever `family` takes, weakest first. It keeps
+    the fluency if fr, over all values, stays within `fluency_loss` of Base; where none does, the first is taken.
+    Returns ({value: setting}, the table behind it, whose methods are named repr(setting)).
     """
     judge = judge or default_judge(model)
     if judge is None:
-        raise WorkbenchError(
-            "Strengths were to be chosen.", found=NO_JUDGE, do="Pass a judge, or strengths of your own."
-        )
+        raise WorkbenchError("Settings were to be chosen.", found=NO_JUDGE, do="Pass a judge, or settings of your own.")
     methods: dict[str, Callable[[str], Intervention]] = {"Base": lambda value: Base()}
-    for strength in strengths:
-        methods[f"{strength:g}"] = lambda value, strength=strength: family(value, strength)
+    for setting in settings:
+        methods[repr(setting)] = lambda value, setting=setting: family(value, setting)
     table = evaluate(model, methods, questions, judge, split="calibration", limit=limit, **decoding)
     fluency = table.groupby("method")["fr"].mean()
-    kept = [s for s in strengths if fluency[f"{s:g}"] >= fluency["Base"] - fluency_loss] or [min(strengths)]
+    kept = [s for s in settings if fluency[repr(s)] >= fluency["Base"] - fluency_loss] or [settings[0]]
     chosen = {}
     for value, rows in table.groupby("value", sort=False):
-        csr = rows.set_index("method")["csr"]
-        chosen[str(value)] = max(kept, key=lambda s: csr[f"{s:g}"])
+        csr = dict(zip(rows["method"], rows["csr"], strict=True))
+        chosen[str(value)] = max(kept, key=lambda s: csr[repr(s)])
     return chosen, table
 
 

@@ -41,7 +41,8 @@ class SteeringState(t.HasTraits):
     """One prompt, one value, base beside ConVA.
 
     Settings: value; target, the probability P_V to be reached; threshold of a ProbeGate, as a probability (unused
-    without one, see `has_threshold`); prompt, rendered as chat; scope, seed, temperature, max_new_tokens as in `ConVA` and `generate`.
+    without one, see `has_threshold`); prompt, rendered as chat; scope, seed, temperature, max_new_tokens as in `ConVA`
+    and `generate`.
 
     Found at once: tokens of the rendered prompt. By `look`: score (of the gate, None without) and open; before and
     after, P (value, layer) at the last prompt token, None where the prompt cannot be read; steered_layers. By `speak`:

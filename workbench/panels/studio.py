@@ -101,7 +101,7 @@ class Studio(w.VBox):
         for name, control in held.items():
             self._bind(name, control)
         state.observe(lambda _: self._guarded(self._changed), SETTINGS)
-        state.observe(lambda _: self._tell(), ["base", "steered", "note", "open", "score"])
+        state.observe(lambda _: self._tell(), ["base", "steered", "note", "after"])
         state.observe(lambda _: self._draw(), "after")
         self._tell()
 
@@ -110,25 +110,29 @@ class Studio(w.VBox):
     def _bind(self, name: str, control: Any) -> None:
         """State and control follow each other; what the state refuses is shown, and the control goes back."""
         slider = isinstance(control, w.FloatSlider)  # of a probability, on a logit scale
+        taking = False  # what the hand holds is not moved: it may be further on already
 
         def show(_: Any = None) -> None:
             setting = getattr(self.state, name)
-            if not slider:
+            if slider:
+                self.labels[name].value, setting = LABELS[name].format(setting), round(float(logit(setting)), 2)
+                control.min, control.max = min(control.min, setting), max(control.max, setting)
+            if not taking:
                 control.value = setting
-                return
-            self.labels[name].value = LABELS[name].format(setting)
-            at = round(float(logit(setting)), 2)
-            if abs(control.value - at) > 0.011:  # else it is where the hand has just put it
-                control.min, control.max = min(control.min, at), max(control.max, at)
-                control.value = at
 
         def take(change: Any) -> None:
+            nonlocal taking
             if slider and abs(change["new"] - logit(getattr(self.state, name))) <= control.step / 2:
                 return  # the browser's echo of what it was told, rounded to a step
+            taking = True
             try:
                 setattr(self.state, name, round(float(expit(change["new"])), 6) if slider else change["new"])
-            finally:
+            except WorkbenchError:
+                taking = False
                 show()
+                raise
+            finally:
+                taking = False
 
         show()
         control.observe(lambda change: self._guarded(lambda: take(change)), "value")
@@ -139,9 +143,9 @@ class Studio(w.VBox):
         self._tell()
         self._forget()
         if self._home is None:
-            self._look()
+            self.state.look()
         else:
-            self._later = self._home.call_later(PAUSE, self._guarded, self._look)
+            self._later = self._home.call_later(PAUSE, self._guarded, self.state.look)
 
     def _forget(self) -> None:
         if self._later is not None:
@@ -165,10 +169,6 @@ class Studio(w.VBox):
         self.problem.value = f'<div class="wb-problem" role="alert">{html.escape(told)}</div>'
 
     # -- reading and running -------------------------------------------------------------------------------------------
-
-    def _look(self) -> None:
-        self.state.look()
-        self._tell()
 
     def run(self, wait: bool = False) -> None:
         """Answer with the settings as they stand; a run that is going on is cancelled first.
