@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 import workbench as wb
-from workbench.embedded import data
+from workbench.embedded import data, judge
 from workbench.embedded.grammar import SCRAMBLED_ORDER
 
 SETTINGS = [([2, 3], 1 - 10.0**-k) for k in (6, 9)]  # layers, target: two of those the tour tries
@@ -91,15 +91,14 @@ def test_gated_conva_controls_and_leaves_the_rest_alone(circle, probes, gate):
     unrelated = wb.load_unrelated("embedded")
     asked = unrelated[(unrelated["split"] == "test") & ~unrelated["related"]].reset_index(drop=True)
     opened = gate.opens(asked["prompt"])
-    # A closed gate changes no bit, so only prompts that open it can be answered worse.
-    same = wb.generate(circle, asked["prompt"][~opened].tolist()[:20], temperature=1.0, max_new_tokens=24)
-    steered = wb.generate(
-        circle,
-        asked["prompt"][~opened].tolist()[:20],
-        temperature=1.0,
-        max_new_tokens=24,
-        steer=methods["ConVA"]("security"),
-    )
-    assert steered == same
-    # Worst case, each opened prompt is answered worse: the upper 95 % bound on that share stays within two points.
-    assert wb.evaluation.wilson(float(opened.mean()), len(asked), confidence=0.90)[1] <= 0.02
+
+    def right(prompts, **steer):
+        answers = wb.generate(circle, prompts["prompt"].tolist(), temperature=1.0, max_new_tokens=24, **steer)
+        return answers, np.array([judge.right(a, b) for a, b in zip(answers, prompts["answer"], strict=True)])
+
+    closed = asked[~opened].head(20)
+    assert right(closed, steer=methods["ConVA"]("security"))[0] == right(closed)[0], "a closed gate changes no bit"
+    # So only prompts that open the gate can be answered worse: the upper 95 % bound on their share.
+    before = right(asked[opened])[1]
+    worse = [(before & ~right(asked[opened], steer=methods["ConVA"](v))[1]).sum() for v in wb.VALUES]
+    assert wb.evaluation.wilson(np.mean(worse) / len(asked), len(asked), confidence=0.90)[1] <= 0.02

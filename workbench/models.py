@@ -59,8 +59,8 @@ class Model:
     agreement: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        # TransformerLens knows where each architecture keeps its blocks.
-        path = self.bridge.adapter.component_mapping["blocks"].name
+        self.active: list[Any] = []  # the interventions that are on, in their order
+        path = self.bridge.adapter.component_mapping["blocks"].name  # where this architecture keeps its blocks
         self.blocks: list[nn.Module] = list(self.twin.get_submodule(path).children())
         self.n_layers, self.d_model = len(self.blocks), int(self.bridge.cfg.d_model)
         declared = getattr(self.twin.config.get_text_config(), "max_position_embeddings", None)

@@ -37,15 +37,8 @@ def normalise(vectors: xr.DataArray) -> xr.DataArray:
 
 
 def centre(vectors: xr.DataArray) -> xr.DataArray:
-    """Vectors minus the mean of the unit vectors, each at unit length before: what values do not share."""
-    unit = normalise(vectors)
-    return (unit - unit.mean("value")).assign_attrs(vectors.attrs)
-
-
-def similarity(vectors: xr.DataArray, centred: bool = False) -> xr.DataArray:
-    """Cosines (value, other) between vectors (value, d_model), raw or centred."""
-    unit = normalise(centre(vectors) if centred else vectors)
-    return xr.dot(unit, unit.rename(value="other"), dim="d_model").rename("cosine")
+    """Vectors minus their mean: what the values do not share. Their cosines: `geometry.cosines`."""
+    return (vectors - vectors.mean("value")).assign_attrs(vectors.attrs)
 
 
 def blend(vectors: xr.DataArray, angle: "ArrayLike", layout: str = "equal", order: Any = None) -> xr.DataArray:
