@@ -30,7 +30,7 @@ def setup(name: str):
 
 
 def main() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     tables, chosen = [], {}
     for name in ("circle", "confirm"):
         model, probes, differences, gate = setup(name)
@@ -55,7 +55,7 @@ def main() -> None:
         for decoding, temperature in (("T = 1", 1.0), ("greedy", 0.0)):
             table = wb.evaluate(model, methods, wb.load_questions(), temperature=temperature)
             right = wb.evaluation.unrelated_accuracy(
-                model, methods, wb.load_unrelated(), temperature=temperature, limit=80
+                model, methods, wb.load_unrelated(), temperature=temperature, limit=40
             )
             table = table.merge(right[["method", "value", "accuracy"]], on=["method", "value"])
             table = table.rename(columns={"accuracy": "unrelated_accuracy"})
