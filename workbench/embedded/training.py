@@ -24,6 +24,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,9 @@ SLOW_FROM, SLOW_SHARE = 4.5e6, 0.33  # from so many tokens on, so many more docu
 INTERCHANGED = 0.15  # so many pairs of interchanged dialogues for each other document
 MIDDLE = 4  # after this many of the eight blocks the readout reads, and an answer may begin to look back
 LATE = 7  # after this many blocks the readout reads the answer
-SHAPE = dict(hidden_size=160, intermediate_size=448, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5)
+SHAPE: dict[str, Any] = dict(
+    hidden_size=160, intermediate_size=448, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5
+)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
@@ -231,7 +234,7 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
-def forward(model, ids: torch.Tensor, masks: torch.Tensor, exchange=None, plane=None):
+def forward(model, ids: torch.Tensor, masks: torch.Tensor, exchange=None, plane: Any = None):
     """(logits, residual after MIDDLE blocks, residual after LATE blocks); masks as `make_batches` yields them.
 
     exchange (row): positions whose residuals rows 2i and 2i + 1 exchange after MIDDLE blocks, within `plane`
