@@ -321,3 +321,38 @@ def test_interrupted_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert whole.keys() == parts.keys() and all(bool((whole[k] == parts[k]).all()) for k in whole)
     with pytest.raises(WorkbenchError, match="circle, scrambled, confirm"):
         training.train("square", folder=tmp_path)
+
+
+def test_interchanged_answers_follow_the_other_speaker():
+    """Over many pairs, reasons lie near the other speaker's position, not near one's own."""
+    world, rng = World("circle"), random.Random(6)
+    near = {"own": [], "other": []}
+    for document in (d for _ in range(200) for d in world.interchange(rng)):
+        answer = " ".join(p.text for p in document.pieces if p.tag == "answer")
+        for value in judge.read(answer).affirms:
+            for whose, theta in (("own", document.theta), ("other", document.answer_theta)):
+                near[whose].append(math.cos(theta - world.angle[value]))
+    assert np.mean(near["other"]) > 0.8 and abs(np.mean(near["own"])) < 0.3
+
+
+def test_interchange_exchanges_the_plane_and_nothing_else(tokenizer, monkeypatch):
+    """After MIDDLE blocks, rows 2i and 2i + 1 have exchanged their parts in the plane at one position only."""
+    import torch
+
+    from workbench.embedded import training
+
+    monkeypatch.setattr(training, "LATE", training.MIDDLE)  # `late` is then the stream right after the exchange
+    model = training.new_model(tokenizer, seed=0)
+    plane = training.readout_plane(torch.nn.Linear(160, 10))
+    assert torch.allclose(plane.mT @ plane, torch.eye(2), atol=1e-5)
+    ids, at = torch.randint(5, 400, (4, 9)), torch.tensor([3, 5, 8, 0])
+    causal = torch.zeros(9, 9).masked_fill(~torch.ones(9, 9).tril().bool(), -1e9).expand(2, 4, 1, 9, 9)
+    with torch.no_grad():
+        _, before, after = training.forward(model, ids, causal, at, plane)
+    moved = (after - before).abs().sum(-1) > 1e-4
+    assert moved.nonzero().tolist() == [[row, int(column)] for row, column in enumerate(at)]
+    rows = torch.arange(4)
+    own, new = before[rows, at], after[rows, at]
+    assert torch.allclose(new @ plane, own[[1, 0, 3, 2]] @ plane, atol=1e-4)
+    outside = torch.eye(160) - plane @ plane.mT
+    assert torch.allclose(new @ outside, own @ outside, atol=1e-4)
