@@ -4,6 +4,7 @@ A gate inside a forward pass sees the residual stream at its layer and the last 
 intervention, so that its decision is the one `scores` tells for the same prompts.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,32 +24,32 @@ from .probes.folds import spread
 from .probes.linear import area_under_roc, cross_validated_logistic
 
 
-class Gate:
+class Gate(ABC):
     """What every gate answers. `layer` is the block whose output it reads, None where it reads nothing."""
 
     layer: int | None
 
+    @abstractmethod
     def score(self, residual: torch.Tensor) -> torch.Tensor:
         """Scores (row) of residuals (row, d_model) at the gate's layer and the last prompt token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decide(self, score: torch.Tensor) -> torch.Tensor:
         """Open or closed (row, bool) from scores."""
-        raise NotImplementedError
 
     def __call__(self, residual: torch.Tensor) -> torch.Tensor:
         """Open or closed (row, bool) from residuals (row, d_model)."""
         return self.decide(self.score(residual))
 
+    @abstractmethod
     def scores(self, prompts: Iterable[str], instruction: str | None = None) -> np.ndarray:
         """Scores of prompts, as the gate would find them in a forward pass of the chat."""
-        raise NotImplementedError
 
     def opens(self, prompts: Iterable[str], instruction: str | None = None) -> np.ndarray:
         """Open or closed (bool) for each prompt."""
         return self.decide(torch.from_numpy(self.scores(prompts, instruction))).numpy()
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model) -> None:  # noqa: B027 (a gate without weights belongs to every model)
         """WorkbenchError unless the gate belongs to this model."""
 
     def pack(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
