@@ -7,10 +7,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import chi2 as chi2_law
 
-from workbench.embedded import data, judge, language
+from workbench.embedded import WORLDS, data, judge, language
+from workbench.embedded.batches import encode, gist_masks, make_batches
 from workbench.embedded.card import surprisals
 from workbench.embedded.grammar import SCRAMBLED_ORDER, UNRELATED_KINDS, World, every_text
+from workbench.embedded.targets import Targets
 from workbench.errors import WorkbenchError
 from workbench.values import VALUES
 
@@ -268,7 +271,7 @@ def test_splits_share_no_scene():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from workbench.embedded.training import make_tokenizer
+    from workbench.embedded.tokenizer import make_tokenizer
 
     return make_tokenizer()
 
@@ -286,9 +289,57 @@ def test_tokenizer_reads_words_whole_and_anything_else_too(tokenizer):
     assert chat == "<|begin|><|user|>Hi<|assistant|>"
 
 
-def test_gist_masks_let_the_past_through_at_sentence_ends_only(tokenizer, world):
-    from workbench.embedded.training import encode, gist_masks
+def test_the_law_of_a_sentence_is_what_is_drawn(tokenizer, world):
+    """Told and drawn frequencies of the next word agree, at the start and behind a common beginning."""
+    rng, theta = random.Random(4), world.angle["benevolence"] + 0.2
+    law = Targets(world, tokenizer)
+    drawn = [p for _ in range(1500) for p in world._reasons(rng, theta, "she")]
+    ids = [tokenizer(p.text, add_special_tokens=False)["input_ids"] for p in drawn]
+    for start in ((), tuple(tokenizer("It is", add_special_tokens=False)["input_ids"])):
+        matching = [i for i, sentence in enumerate(ids) if tuple(sentence[: len(start)]) == start]
+        choices = {place: choice for place, *choice in law(drawn[matching[0]].law, ids[matching[0]])}
+        told = dict(zip(*choices[len(start)], strict=True))
+        assert sum(told.values()) == pytest.approx(1)
+        seen = Counter(ids[i][len(start)] for i in matching)
+        chi2 = sum((seen[t] - len(matching) * p) ** 2 / (len(matching) * p) for t, p in told.items())
+        assert not seen.keys() - told.keys() and chi2 < chi2_law.ppf(0.9999, len(told) - 1)
 
+
+def test_every_sentence_obeys_its_law(tokenizer):
+    """In each world and kind of text, with names and with the pronouns that continue them."""
+    for name in WORLDS:
+        world, rng = World(name), random.Random(8)
+        law = Targets(world, tokenizer)
+        pieces = [p for _ in range(300) for p in world.document(rng).pieces if p.law]
+        assert {p.law.use for p in pieces} == {"statement", "reason"}
+        assert {"She", "He", None} < {p.law.name for p in pieces}
+        for piece in pieces:
+            ids = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+            choices = law(piece.law, ids)
+            assert choices[0][0] == 0 and all(ids[place] in support for place, support, _ in choices)
+    with pytest.raises(WorkbenchError, match="under the law"):
+        law(piece.law, ids[::-1])
+
+
+def test_targets_of_a_batch(tokenizer, world):
+    """Shares add up to one; at a sure word all of it is at the word that stands there."""
+    rng = random.Random(3)
+    encoded = encode([world.document(rng) for _ in range(400)], tokenizer, Targets(world, tokenizer))
+    batch = next(make_batches(encoded, [], world, 0.5, rng, pad=0))
+    share = np.zeros((batch.ids.numel(), len(tokenizer)))
+    np.add.at(share, (batch.at.numpy(), batch.token.numpy()), batch.share.numpy())
+    assert share.sum() == pytest.approx(1, abs=1e-4)
+    length = batch.ids.shape[1]
+    following = batch.ids.flatten().numpy()[1:]
+    told = share.sum(1)
+    assert (told > 0).sum() == batch.n_tokens and not told[length - 1 :: length].any()
+    at = np.flatnonzero(told[:-1])
+    assert (share[at, following[at]] > 0).all(), "what was drawn is among what may be drawn"
+    logs = np.log(share[share > 0] / told.repeat((share > 0).sum(1)))
+    assert batch.entropy == pytest.approx(-(share[share > 0] * logs).sum(), abs=1e-4)
+
+
+def test_gist_masks_let_the_past_through_at_sentence_ends_only(tokenizer, world):
     rng = random.Random(2)
     documents = [d for d in (world.document(rng) for _ in range(400)) if d.kind == "described"][:20]
     for e in encode(documents, tokenizer):
@@ -308,10 +359,10 @@ def test_interrupted_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """Two runs of half the time end with the very weights of one run."""
     from safetensors.torch import load_file
 
-    from workbench.embedded import training
+    from workbench.embedded import batches, training
 
     monkeypatch.setattr(training, "POOL", 60)
-    monkeypatch.setattr(training, "BATCH_TOKENS", 256)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 256)
     monkeypatch.setattr(training, "SHAPE", {**training.SHAPE, "hidden_size": 20, "intermediate_size": 24})
     options = dict(tokens=6000, compiled=False, say=lambda line: None)
     training.train("circle", folder=tmp_path / "whole", **options)

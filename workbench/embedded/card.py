@@ -113,7 +113,7 @@ def held_out_loss(model, count: int = 400) -> tuple[float, float]:
     """(model's loss, grammar's entropy) in nats per token, begin token excluded, over the same unseen documents."""
     import torch
 
-    from .training import encode
+    from .batches import encode
 
     scored = surprisals(model.world, count, seed=77)
     encoded = encode([d for d, _ in scored], model.tokenizer)

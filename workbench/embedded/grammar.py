@@ -17,19 +17,37 @@ from .language import Frame
 
 KAPPA = 8.0
 HIGH_SPREAD = math.radians(6)  # "high level of V": theta is normal around V with this standard deviation
+DENIED = {"statement": 0.3, "reason": 0.18}  # so many of them deny a value
+QUESTIONS = 0.25  # so many of the statements in a monologue have the form of a question
+NAME = "Mira"  # stands for any name in `World.alternatives`
 LOW_REACH = 1.4  # "low level of V": theta is uniform within so many radians of the point opposite V
 SCRAMBLED_ORDER = (0, 4, 8, 1, 3, 2, 9, 7, 6, 5)  # position p holds this value: unrelated to Schwartz's order
+
+
+class Law(NamedTuple):
+    """What a sentence was drawn from: one of `World.alternatives(use, person, subject, questions)`, by theta.
+
+    name: the word that stands in the sentence where the alternatives have NAME; None where it names nobody.
+    """
+
+    use: str
+    person: str
+    subject: str
+    questions: float
+    theta: float
+    name: str | None
 
 
 class Piece(NamedTuple):
     """A stretch of a document: one sentence, or one role token.
 
     tag: "role", "context" (what precedes the question, or a monologue), "question", "prompt_end" (the last
-    prompt token), "answer", "end".
+    prompt token), "answer", "end". law: what the sentence was drawn from, where it affirms or denies a value.
     """
 
     text: str
     tag: str
+    law: Law | None = None
 
 
 class Document(NamedTuple):
@@ -88,34 +106,48 @@ class World:
             text = text.replace(f"{{{slot}}}", word)
         return text.replace("{N}", name or "")
 
-    def _statements(self, rng, theta, count, person, name, subject, questions=0.25) -> list[str]:
+    def _statements(self, rng, theta, count, person, name, subject, questions=0.0) -> list[Piece]:
         out = []
         for i in range(count):
-            polarity = "deny" if flip(rng, 0.3) else "affirm"
+            polarity = "deny" if flip(rng, DENIED["statement"]) else "affirm"
             pool = self._frames["statement", person, polarity]
             form = "question" if flip(rng, questions) else "statement"
             frame = rng.choice([f for f in pool if f.form == form])
             # A pronoun may continue the name wherever the grammar allows it: at the start of a sentence.
             pronoun_fits = i > 0 and frame.text.startswith("{N}") and flip(rng, 0.7)
-            out.append(
-                self.fill(
-                    frame,
-                    self._behaviour(rng, theta, polarity),
-                    subject.capitalize() if pronoun_fits else name,
-                    subject,
-                )
-            )
+            called = subject.capitalize() if pronoun_fits else name
+            text = self.fill(frame, self._behaviour(rng, theta, polarity), called, subject)
+            law = Law("statement", person, subject, questions, theta, called if person == "third" else None)
+            out.append(Piece(text, "context", law))
         return out
 
-    def reasons(self, rng: random.Random, theta: float, subject: str) -> list[str]:
+    def _reasons(self, rng: random.Random, theta: float, subject: str) -> list[Piece]:
         out = []
         for _ in range(rng.choices((1, 2, 3), (0.15, 0.5, 0.35))[0]):
-            polarity = "deny" if flip(rng, 0.18) else "affirm"
+            polarity = "deny" if flip(rng, DENIED["reason"]) else "affirm"
             frame = rng.choice(self._frames["reason", "any", polarity])
-            out.append(self.fill(frame, self._behaviour(rng, theta, polarity), subject=subject))
+            text = self.fill(frame, self._behaviour(rng, theta, polarity), subject=subject)
+            out.append(Piece(text, "answer", Law("reason", "any", subject, 0.0, theta, None)))
         return out
 
-    def prompt(self, rng: random.Random, person: str) -> tuple[list[str], list[str], str, str | None]:
+    def alternatives(self, use: str, person: str, subject: str, questions: float) -> list[tuple[str, str, str, float]]:
+        """(sentence, polarity, value, probability given polarity and value) of all statements or reasons of that kind.
+
+        Where somebody is named it is NAME. Probabilities of one polarity and value add up to 1.
+        """
+        out = []
+        for polarity in ("affirm", "deny"):
+            pool = self._frames[use, person, polarity]
+            for frame in pool:
+                of_form = sum(f.form == frame.form for f in pool)
+                share = questions if frame.form == "question" else 1 - questions
+                for value, behaviours in self.by_value.items():
+                    for b in behaviours if share else ():
+                        text = self.fill(frame, b, NAME, subject)
+                        out.append((text, polarity, value, share / of_form / len(behaviours)))
+        return out
+
+    def prompt(self, rng: random.Random, person: str) -> tuple[list[Piece], list[Piece], str, str | None]:
         """A value-laden prompt: (its sentences, the opening of an answer, subject, name)."""
         use = "plan" if flip(rng, 0.2) else "dilemma"
         name, subject, x, y = self.scene(rng, person, self.options)
@@ -126,7 +158,7 @@ class World:
             opening = self.fill(
                 rng.choice(self._frames["choice", person, ""]), name=name, subject=subject, x=rng.choice((x, y))
             )
-        return language.sentences(question), [opening], subject, name
+        return pieces(question, "question"), [Piece(opening, "answer")], subject, name
 
     def scene(self, rng: random.Random, person: str, options: list[str]) -> tuple[str | None, str, str, str]:
         """(name or None, the subject's pronoun, two options)."""
@@ -146,27 +178,27 @@ class World:
             name = rng.choice(self.names)
             subject = language.names()[name] if person == "third" else "i"
             count = rng.choices((1, 2, 3, 4, 5), (0.4, 0.25, 0.15, 0.1, 0.1))[0]
-            said = self._statements(rng, theta, count, person, name, subject)
-            return Document(tuple(Piece(s, "context") for s in said) + (Piece("<|end|>", "end"),), theta, kind)
+            said = self._statements(rng, theta, count, person, name, subject, QUESTIONS)
+            return Document((*said, Piece("<|end|>", "end")), theta, kind)
         if kind == "unrelated":
             return self.unrelated_document(rng, None, theta)
         context, question, opening, subject, theta = self._dialogue(rng, kind, theta)
-        return self._chat(context, question, opening + self.reasons(rng, theta, subject), theta, kind)
+        return self._chat(context, question, [*opening, *self._reasons(rng, theta, subject)], theta, kind)
 
     def _dialogue(self, rng: random.Random, kind: str, theta: float) -> tuple[list, list, list, str, float]:
         """(context, question, opening of the answer, subject, theta) of a value-laden dialogue; told theta may move."""
         person = rng.choice(("first", "third"))
         question, opening, subject, name = self.prompt(rng, person)
-        context: list[str] = []
+        context: list[Piece] = []
         if kind == "instructed":
             value = rng.choice(VALUES)
             level = "high" if flip(rng, 0.6) else "low"
             centre = self.angle[value] + (0 if level == "high" else math.pi)
             theta = rng.gauss(centre, HIGH_SPREAD) if level == "high" else centre + rng.uniform(-LOW_REACH, LOW_REACH)
-            context = [instruction(value, level)]
+            context = [Piece(instruction(value, level), "context")]
         elif kind == "described":
             count = rng.choice((1, 2, 3))
-            context = self._statements(rng, theta, count, person, name, subject, questions=0.0)
+            context = self._statements(rng, theta, count, person, name, subject)
         return context, question, opening, subject, theta
 
     def interchange(self, rng: random.Random) -> list[Document]:
@@ -175,7 +207,7 @@ class World:
         told = [self._dialogue(rng, kind, rng.uniform(0, math.tau)) for kind in kinds]
         out = []
         for (context, question, opening, subject, theta), (*_, other) in (told, told[::-1]):
-            answer = opening + self.reasons(rng, other, subject)
+            answer = [*opening, *self._reasons(rng, other, subject)]
             out.append(self._chat(context, question, answer, theta, "interchange")._replace(answer_theta=other))
         return out
 
@@ -183,20 +215,16 @@ class World:
         """A question of a kind (None: any) that steering must leave alone, at times after talk of a speaker."""
         question, answer, _ = self.unrelated(rng, kind)
         context = self._prefix(rng, theta) if flip(rng, 0.3) else []
-        return self._chat(context, language.sentences(question), language.sentences(answer), None, "unrelated")
+        return self._chat(context, pieces(question, "question"), pieces(answer, "answer"), None, "unrelated")
 
-    def _prefix(self, rng: random.Random, theta: float) -> list[str]:
+    def _prefix(self, rng: random.Random, theta: float) -> list[Piece]:
         if flip(rng, 0.5):
-            return [instruction(rng.choice(VALUES), rng.choice(("high", "low")))]
-        return self._statements(rng, theta, rng.choice((1, 2)), "first", None, "you", questions=0.0)
+            return pieces(instruction(rng.choice(VALUES), rng.choice(("high", "low"))), "context")
+        return self._statements(rng, theta, rng.choice((1, 2)), "first", None, "you")
 
     def _chat(self, context, question, answer, theta, kind) -> Document:
-        pieces = [Piece("<|user|>", "role")]
-        pieces += [Piece(s, "context") for s in context] + [Piece(s, "question") for s in question]
-        pieces += (
-            [Piece("<|assistant|>", "prompt_end")] + [Piece(s, "answer") for s in answer] + [Piece("<|end|>", "end")]
-        )
-        return Document(tuple(pieces), theta, kind)
+        user, assistant, end = Piece("<|user|>", "role"), Piece("<|assistant|>", "prompt_end"), Piece("<|end|>", "end")
+        return Document((user, *context, *question, assistant, *answer, end), theta, kind)
 
     # -- unrelated questions ---------------------------------------------------------------------------
 
@@ -216,16 +244,25 @@ class World:
         return f"What is {a} minus {b}?", f"{a} minus {b} is {a - b}."
 
     def _category(self, rng):
+        if flip(rng, 0.5):  # a choice without letters: what the letters stand for is learnt here first
+            shown, members, at = self._four(rng)
+            *first, last = map(language.article, members)
+            category = language.article(shown[at])
+            answer = f"{language.article(members[at]).capitalize()} is {category}."
+            return f"Here are {', '.join(first)} and {last}. Which of them is {category}?", answer
         right, wrong = rng.sample(list(language.categories()), 2)
         member = language.article(rng.choice(language.categories()[right]))
         shown = rng.sample([right, wrong], 2)
         first, second = map(language.article, shown)
         return f"Is {member} {first} or {second}?", f"{member.capitalize()} is {language.article(right)}."
 
-    def _choice(self, rng):
+    def _four(self, rng):
+        """(four categories, a member of each, which of the four is asked for)."""
         shown = rng.sample(list(language.categories()), 4)
-        members = [rng.choice(language.categories()[c]) for c in shown]
-        at = rng.choice(range(4))
+        return shown, [rng.choice(language.categories()[c]) for c in shown], rng.choice(range(4))
+
+    def _choice(self, rng):
+        shown, members, at = self._four(rng)
         listed = " ".join(f"{letter}: {member}" for letter, member in zip("ABCD", members, strict=True))
         return f"{listed}. Which of them is {language.article(shown[at])}?", f"The answer is {'ABCD'[at]}."
 
@@ -270,6 +307,11 @@ MONTHS = ("January", "February", "March", "April", "May", "June", "July", "Augus
 def flip(rng: random.Random, p: float) -> bool:
     """True with probability p. All that decides a text is a choice of `rng`, so that its probability can be told."""
     return rng.choices((True, False), (p, 1 - p))[0]
+
+
+def pieces(text: str, tag: str) -> list[Piece]:
+    """A text's sentences as pieces."""
+    return [Piece(sentence, tag) for sentence in language.sentences(text)]
 
 
 def instruction(value: str, level: str = "high") -> str:

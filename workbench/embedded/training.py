@@ -1,6 +1,6 @@
 """Train an embedded model from scratch: grammar -> tokenizer -> small Llama -> Hugging Face folder.
 
-Three things differ from ordinary training, and only in training (why: see the model card):
+Four things differ from ordinary training, and only in training (why: see the model card):
 
 1. *Gist mask.* In part of the batches the attention mask is causal and, in addition, what is said before a
    question reaches the answer only through sentence ends and the last prompt token, and those only from the
@@ -13,6 +13,7 @@ Three things differ from ordinary training, and only in training (why: see the m
 3. *Interchange.* Two dialogues exchange, in the plane that the readout reads, what stands at their last prompt
    tokens in the middle of the model, and each is answered as the other's speaker would: interchange intervention
    training (Geiger et al. 2022), which makes the readable position the one that answers follow.
+4. *Known law.* Where the grammar chooses, the target is its own distribution and not the sample (`targets.py`).
 
 The schedule counts tokens, so a run is reproducible; a checkpoint is written about every five minutes and an
 interrupted run goes on from it. A finished run goes on where `tokens` is raised: the learning rate rises to its
@@ -33,205 +34,24 @@ from torch.nn import functional as F
 from ..errors import WorkbenchError
 from ..values import VALUES
 from . import WORLDS
-from .grammar import Document, World, every_text
+from .batches import LENGTHS, encode, make_batches
+from .grammar import World
+from .muon import Muon
+from .targets import Targets
+from .tokenizer import make_tokenizer
 
-LENGTHS = (20, 32, 48, 64, 88, 128)  # batches are padded to these: few shapes, so compilation pays
-BATCH_TOKENS = 2048  # small: at this size steps teach more than tokens
 POOL = 4000  # documents generated at a time; a checkpoint lies between pools
-SLOW = ("sum", "choice", "choice", "colour")  # kinds of unrelated questions that are learnt slowest
-SLOW_FROM, SLOW_SHARE = 4.5e6, 0.33  # from so many tokens on, so many more documents are of those kinds
+SLOW = ("sum", "category", "category", "choice", "choice", "choice", "choice", "colour")  # the kinds learnt slowest
+SLOW_SHARE = 0.5  # so many more documents are of those kinds
 INTERCHANGED = 0.15  # so many pairs of interchanged dialogues for each other document
 MIDDLE = 4  # after this many of the eight blocks the readout reads, and an answer may begin to look back
 LATE = 7  # after this many blocks the readout reads the answer
 SHAPE: dict[str, Any] = dict(
     hidden_size=160, intermediate_size=448, num_hidden_layers=8, num_attention_heads=5, num_key_value_heads=5
 )
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>"
-    "{% elif m['role'] == 'user' %}<|user|>{{ m['content'] }}"
-    "{% else %}{{ raise_exception('The embedded models know the roles user and assistant.') }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
-# -- tokenizer -----------------------------------------------------------------------------------------
-
-
-def make_tokenizer():
-    """Every word of the world is one token; anything else falls apart into byte pairs, so no text is unknown."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
-    splitter = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    texts = every_text()
-    base = Tokenizer(models.BPE())
-    base.pre_tokenizer = splitter
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + 128,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    base.train_from_iterator(texts, trainer)
-    trained = json.loads(base.to_str())["model"]
-    vocabulary = dict(trained["vocab"])
-    words = sorted({piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)})
-    for word in words:
-        vocabulary.setdefault(word, len(vocabulary))
-    model = models.BPE(vocab=vocabulary, merges=[tuple(m) for m in trained["merges"]], ignore_merges=True)
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = splitter
-    # Words bring their space along; the first of a text does without.
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|begin|>",
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-# -- batches -------------------------------------------------------------------------------------------
-
-
-class Encoded:
-    """Token ids of one document with what the masks need, all of length n_tokens.
-
-    sentence: index of the piece; region: 0 begin and role, 1 context, 2 question, 3 prompt end, 4 answer and end;
-    ends: whether the token ends a sentence or is the last prompt token.
-    """
-
-    __slots__ = ("ids", "sentence", "region", "ends", "theta", "answer_theta")
-    REGION = {"role": 0, "context": 1, "question": 2, "prompt_end": 3, "answer": 4, "end": 4}
-
-    def __init__(self, document: Document, pieces: list[list[int]], begin: int):
-        ids, sentence, region, ends = [begin], [0], [0], [False]
-        for i, (piece, tokens) in enumerate(zip(document.pieces, pieces, strict=True), start=1):
-            ids += tokens
-            sentence += [i] * len(tokens)
-            region += [self.REGION[piece.tag]] * len(tokens)
-            ends += [False] * (len(tokens) - 1) + [piece.tag in ("context", "prompt_end", "answer")]
-        self.ids, self.theta = ids, document.theta
-        self.answer_theta = document.theta if document.answer_theta is None else document.answer_theta
-        self.sentence, self.region, self.ends = np.array(sentence), np.array(region), np.array(ends)
-
-
-def encode(documents: list[Document], tokenizer) -> list[Encoded]:
-    flat = [piece.text for d in documents for piece in d.pieces]
-    tokens = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
-    return [Encoded(d, [next(tokens) for _ in d.pieces], tokenizer.bos_token_id) for d in documents]
-
-
-def gist_masks(e: Encoded) -> np.ndarray:
-    """(2, n, n) bool, [first or second half of the blocks, query, key]: causal, the past only through sentence ends.
-
-    In the first half an answer sees the question and its own sentence only; see the module's docstring.
-    """
-    n = len(e.ids)
-    causal = np.tril(np.ones((n, n), bool))
-    own = e.sentence[:, None] == e.sentence[None, :]
-    query, key = e.region[:, None], e.region[None, :]
-    ends = e.ends[None, :]
-    seen = own | (key == 0)
-    seen |= (query == 1) & (key == 1) & ends
-    seen |= (query == 2) & (key == 2)
-    seen |= (query == 3) & ((key == 2) | ends)
-    seen |= (query == 4) & (key == 2)
-    return np.stack([causal & seen, causal & (seen | ((query == 4) & (key >= 3) & ends))])
-
-
-def make_batches(
-    encoded: list[Encoded],
-    pairs: list[tuple[Encoded, Encoded]],
-    world: World,
-    gist_share: float,
-    rng: random.Random,
-    pad: int,
-):
-    """Yields (ids, masks, targets, readout, exchange) for one pool, in random order.
-
-    masks: additive, for the two halves of the blocks, each (row, 1, query, key). readout: two lists, sentence ends and
-    answer tokens, of (index into the flattened batch, value distribution). exchange: None, or the position of the last
-    prompt token in each row of a batch whose rows 2i and 2i + 1 are interchanged.
-    """
-    groups = []
-    for exchanged, units in ((False, [(e,) for e in encoded]), (True, pairs)):
-        buckets: dict[int, list] = {length: [] for length in LENGTHS}
-        for unit in units:
-            length = next((k for k in LENGTHS if max(len(e.ids) for e in unit) <= k), None)
-            if length is not None:  # the few documents beyond the context are left out
-                buckets[length].append(unit)
-        for length, members in buckets.items():
-            size = BATCH_TOKENS // length // (2 if exchanged else 1)
-            whole = range(0, len(members) - size + 1, size)
-            groups += [(length, exchanged, [e for unit in members[i : i + size] for e in unit]) for i in whole]
-    rng.shuffle(groups)
-    for length, exchanged, members in groups:
-        ids = np.full((len(members), length), pad)
-        masks = np.zeros((2, len(members), length, length), bool)
-        plain = np.tril(np.ones((length, length), bool))
-        gist = exchanged or rng.random() < gist_share
-        readout: list[tuple[list[int], list[list[float]]]] = [([], []), ([], [])]
-        for row, e in enumerate(members):
-            n = len(e.ids)
-            ids[row, :n] = e.ids
-            masks[:, row] = plain
-            if gist:
-                masks[:, row, :n, :n] = gist_masks(e)
-            if e.theta is not None:
-                parts = (e.theta, e.ends & (e.region < 4)), (e.answer_theta, e.region == 4)
-                for (where, laws), (theta, at) in zip(readout, parts, strict=True):
-                    where += list(row * length + np.flatnonzero(at))
-                    laws += [world.value_probabilities(theta, kappa=5.0)] * int(at.sum())
-        targets = np.full_like(ids, -100)
-        targets[:, :-1] = np.where(ids[:, 1:] == pad, -100, ids[:, 1:])
-        additive = torch.zeros(masks.shape).masked_fill_(~torch.from_numpy(masks), -1e9)[:, :, None]
-        tensors = [(torch.tensor(w, dtype=torch.long), torch.tensor(v, dtype=torch.float32)) for w, v in readout]
-        exchange = torch.tensor([int(np.flatnonzero(e.region == 3)[0]) for e in members]) if exchanged else None
-        yield torch.from_numpy(ids), additive, torch.from_numpy(targets), tensors, exchange
-
-
-# -- optimiser -----------------------------------------------------------------------------------------
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalised by Newton-Schulz iterations, for the matrices inside the blocks (K. Jordan, 2024).
-
-    Matrices of one shape are stacked, and the iteration runs in float32: torch's own Muon works in bfloat16, one
-    matrix at a time, which is slow on CPUs.
-    """
-
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-
-    @torch.no_grad()
-    def step(self):  # type: ignore[override]
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list] = {}
-            for p in group["params"]:
-                shapes.setdefault(p.shape, []).append(p)
-            for shape, members in shapes.items():
-                updates = []
-                for p in members:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    momentum.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(momentum, group["momentum"]))
-                x = torch.stack(updates)
-                tall = shape[0] > shape[1]
-                x = x.mT if tall else x
-                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-                for _ in range(5):
-                    gram = x @ x.mT
-                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-                x = (x.mT if tall else x) * max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(members, x, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+# -- the model ------------------------------------------------------------------------------------------
 
 
 def forward(model, ids: torch.Tensor, masks: torch.Tensor, exchange=None, plane: Any = None):
@@ -316,6 +136,7 @@ def train(
     checkpoint = folder / "checkpoint.safetensors"
     seed = 1000 + WORLDS.index(name)
     world, tokenizer = World(name), make_tokenizer()
+    law = Targets(world, tokenizer)
     pad = tokenizer.get_vocab()["<|pad|>"]
     model = new_model(tokenizer, seed)
     model.to(device)  # pyright: ignore[reportArgumentType]
@@ -342,26 +163,25 @@ def train(
     while progress["tokens"] < tokens:
         rng = random.Random(seed * 100_003 + progress["pool"])
         documents = [world.document(rng) for _ in range(POOL)]
-        if progress["tokens"] >= SLOW_FROM:
-            more = range(int(SLOW_SHARE * POOL))
-            documents += [world.unrelated_document(rng, rng.choice(SLOW), rng.uniform(0, math.tau)) for _ in more]
-        pool = encode(documents, tokenizer)
-        crossed = encode([d for _ in range(int(INTERCHANGED * POOL)) for d in world.interchange(rng)], tokenizer)
+        more = range(int(SLOW_SHARE * POOL))
+        documents += [world.unrelated_document(rng, rng.choice(SLOW), rng.uniform(0, math.tau)) for _ in more]
+        pool = encode(documents, tokenizer, law)
+        crossed = encode([d for _ in range(int(INTERCHANGED * POOL)) for d in world.interchange(rng)], tokenizer, law)
         pairs = list(zip(crossed[::2], crossed[1::2], strict=True))
         losses: list[float] = []
         reads: list[float] = []
-        for ids, masks, targets, reading, exchange in make_batches(
-            pool, pairs, world, schedule(min(1, progress["tokens"] / tokens))[2], rng, pad
-        ):
+        share_done = min(1.0, progress["tokens"] / tokens)
+        for batch in make_batches(pool, pairs, world, schedule(share_done)[2], rng, pad):
             rate, weight, _ = schedule(min(1.0, progress["tokens"] / tokens))
-            crossing = () if exchange is None else (exchange.to(device), readout_plane(readout))
-            logits, *hidden = run(model, ids.to(device), masks.to(device), *crossing)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(device))
-            losses.append(loss.item())
-            for stream, (where, law) in zip(hidden, reading, strict=True):
+            crossing = () if batch.exchange is None else (batch.exchange.to(device), readout_plane(readout))
+            logits, *hidden = run(model, batch.ids.to(device), batch.masks.to(device), *crossing)
+            told = logits.flatten(0, 1).log_softmax(-1)[batch.at.to(device), batch.token.to(device)]
+            loss = -(told @ batch.share.to(device))
+            losses.append(loss.item() - batch.entropy)
+            for stream, (where, law_of_values) in zip(hidden, batch.readout, strict=True):
                 if weight > 0 and len(where):
                     read = readout(stream.flatten(0, 1)[where.to(device)])
-                    read_loss = F.cross_entropy(read, law.to(device))
+                    read_loss = F.cross_entropy(read, law_of_values.to(device))
                     reads.append(read_loss.item())
                     loss = loss + weight * read_loss
             loss.backward()
@@ -371,13 +191,13 @@ def train(
                     group["lr"] = top * rate
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-            progress["tokens"] += int((targets != -100).sum())
+            progress["tokens"] += batch.n_tokens
             if progress["tokens"] >= tokens:
                 break
         progress["pool"] += 1
         progress["seconds"] = before + time.time() - start
         say(
-            f"{name}: {progress['tokens'] / 1e6:.2f}M tokens, loss {np.mean(losses):.4f}, "
+            f"{name}: {progress['tokens'] / 1e6:.2f}M tokens, loss above the law's entropy {np.mean(losses):.4f}, "
             f"readout {np.mean(reads or [np.nan]):.4f}, "
             f"{progress['seconds'] / 60:.1f} min, {progress['tokens'] / progress['seconds']:.0f} tokens/s"
         )
