@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from workbench.errors import WorkbenchError
+from workbench.labelled import load_labelled
 from workbench.prompts import data_hash, data_path, load_pairs, load_questions, load_unrelated, that_fit
 from workbench.values import VALUES
 
@@ -56,6 +57,49 @@ def test_pairs_from_convas_released_layout(write):
     assert load_pairs(folder / "POWER.csv").value.unique().tolist() == ["power"]
 
 
+def test_convas_released_names(write):
+    """One folder with controlled and hard pairs and test questions: each loader takes its own files."""
+    write("question_1,question_2\nI lock up.,I stay out.\n", "security_context_controlled.csv")
+    write("question_1,question_2\nI guard it.,I paint it.\n", "Security_hard.csv")
+    write("question_1,question_2\nI lead.,I follow.\n", "power_context_controlled.csv")
+    folder = write("question\nShould I lock it?\nShould I move?\n", "test_security_new.csv").parent
+    pairs = load_pairs(folder)
+    assert (pairs.value + ": " + pairs.positive).tolist() == ["power: I lead.", "security: I lock up."]
+    assert load_pairs(folder, pairs="hard").positive.tolist() == ["I guard it."]
+    questions = load_questions(folder)
+    assert questions.value.tolist() == ["security"] * 2 and set(questions.split) == {"test"}
+    with pytest.raises(WorkbenchError, match="Hard pairs from 'natural' were asked for.\nAllowed: a folder with ConVA"):
+        load_pairs("natural", pairs="hard")
+
+
+def test_line_ends_of_other_systems_do_no_harm(tmp_path):
+    (tmp_path / "mine.csv").write_bytes(b'value,positive,negative\r\npower,"I\r\nlead.",I obey.\r\n')
+    assert load_pairs(tmp_path / "mine.csv").positive.tolist() == ["I\r\nlead."]
+
+
+def test_pairs_from_a_data_frame_are_checked_alike():
+    frame = pd.DataFrame({"value": ["Power", "security"], "positive": ["a", "b"], "negative": ["c", None]}, [4, 7])
+    assert load_pairs(frame[:1]).value.tolist() == ["power"]
+    with pytest.raises(WorkbenchError, match="data frame, row 7: nothing under negative"):
+        load_pairs(frame)
+
+
+def test_every_problem_is_told_at_once(write):
+    for name in ("power.csv", "security.csv"):
+        write("question_1,question_2\na,a\nb,c\nb,c\n,\nd\n", name)
+    with pytest.raises(WorkbenchError) as caught:
+        load_pairs(write("question_1\na\n", "hedonism.csv").parent)
+    told = str(caught.value)
+    assert "hedonism.csv and power.csv and security.csv were to be read.\nFound: 7 problems" in told
+    for name in ("power", "security"):
+        for line in ("2: both sides", f"4: the pair of {name}.csv, line 3 again", "6: 1 cells"):
+            assert f"\n  {name}.csv, line {line}" in told
+    assert "\n  hedonism.csv: no column negative" in told and "Put quotes round cells" in told
+    many = PAIRS + "power,a,a,x\n" * 70
+    with pytest.raises(WorkbenchError, match=r"Found: 70 problems(?s:.*)\.\.\. and 20 more\."):
+        load_pairs(write(many))
+
+
 def test_a_folder_holds_all_three(write):
     write(PAIRS + "power,I lead.,I obey.,first\n", "pairs.csv")
     write(QUESTIONS + "power,Should Mira lead?,test\n", "questions.csv")
@@ -98,19 +142,19 @@ def test_the_hash_follows_cells_columns_and_order():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "mine.csv was to be read.\nFound: no column value, positive, negative; it has none"),
+        ("", "mine.csv was to be read.\nFound: mine.csv: no column value, positive, negative; it has none"),
         ("value,positive\npower,a\n", "no column negative; it has value, positive\nAllowed: columns value"),
         ("positive,negative\na,b\n", "no column value; it has positive, negative"),
         ("value,positive,question_1,negative\n", "a column that stands twice"),
-        (PAIRS, "mine.csv was to be read.\nFound: no rows"),
-        (PAIRS + "powr,a,b,first\n", "line 2, was to be read.\nFound: the value 'powr'\nAllowed: self-"),
-        (PAIRS + ",a,b,first\n", "line 2, was to be read.\nFound: the value ''"),
-        (PAIRS + "power,a,b,\npower,, b,x\n", "line 3, was to be read.\nFound: nothing under positive"),
-        (PAIRS + "power,a,a ,first\n", "line 2, was to be read.\nFound: both sides are 'a'"),
-        (PAIRS + "power,a,b,x\npower,c,b,x\npower,a,b,y\n", "line 4, was to be read.\nFound: the pair of l"),
-        (PAIRS + "power,a,b,x\npower,b,a,x\n", "the pair of line 2 again with its sides exchanged"),
-        (PAIRS + 'power,"a\nb",c,x\npower,a,a,x\n', "line 4, was to be read.\nFound: both sides"),
-        (PAIRS + "power,a,b, c,first\n", "line 2, was to be read.\nFound: 5 cells\nAllowed: 4"),
+        (PAIRS, "mine.csv was to be read.\nFound: mine.csv: no rows"),
+        (PAIRS + "powr,a,b,first\n", "was to be read.\nFound: mine.csv, line 2: the value 'powr'\nAllowed: self-"),
+        (PAIRS + ",a,b,first\n", "Found: mine.csv, line 2: the value ''"),
+        (PAIRS + "power,a,b,\npower,, b,x\n", "line 3: nothing under positive"),
+        (PAIRS + "power,a,a ,first\n", "line 2: both sides are 'a'"),
+        (PAIRS + "power,a,b,x\npower,c,b,x\npower,a,b,y\n", "line 4: the pair of mine.csv, line 2 again"),
+        (PAIRS + "power,a,b,x\npower,b,a,x\n", "the pair of mine.csv, line 2 again with its sides exchanged"),
+        (PAIRS + 'power,"a\nb",c,x\npower,a,a,x\n', "line 4: both sides"),
+        (PAIRS + "power,a,b, c,first\n", "line 2: 5 cells\nAllowed: 4"),
         (PAIRS + 'power,"a,b,first\n', "Allowed: a comma-separated file in UTF-8"),
     ],
 )
@@ -129,9 +173,9 @@ def test_one_pair_may_serve_two_values(write):
     [
         (load_questions, "value,question\npower,Go?\n", "no column split"),
         (load_questions, QUESTIONS + "power,Go?,train\n", "'train', neither 'calibration' nor 'test'"),
-        (load_questions, QUESTIONS + "power,Go?,test\npower,Go?,test\n", "the question of line 2 again"),
+        (load_questions, QUESTIONS + "power,Go?,test\npower,Go?,test\n", "the question of mine.csv, line 2 again"),
         (load_unrelated, UNRELATED + "Two?,sum,4,maybe,test\n", "'maybe', neither 'true' nor 'false'"),
-        (load_unrelated, UNRELATED + "A,sum,4,no,test\nA,sum,5,no,test\n", "the prompt of line 2 again"),
+        (load_unrelated, UNRELATED + "A,sum,4,no,test\nA,sum,5,no,test\n", "the prompt of mine.csv, line 2 again"),
         (load_unrelated, UNRELATED + "Two?,,4,no,test\n", "nothing under kind"),
     ],
 )
@@ -142,8 +186,10 @@ def test_what_is_wrong_with_questions_and_prompts_is_told(write, load, text, mes
 
 
 def test_files_in_another_encoding_are_refused(write):
-    with pytest.raises(WorkbenchError, match="in UTF-8"):
-        load_pairs(write(PAIRS + "power,Señor,b,x\n", encoding="latin-1"))
+    with pytest.raises(WorkbenchError, match=r"line 3: bytes that are not UTF-8 \(0xf1\)\nAllowed: UTF-8"):
+        load_pairs(write(PAIRS + "power,a,b,x\npower,Señor,b,x\n", encoding="latin-1"))
+    with pytest.raises(WorkbenchError, match="Found: mine.csv: UTF-16 text"):
+        load_pairs(write(PAIRS + "power,a,b,x\n", encoding="utf-16"))
 
 
 def test_folders_without_the_file(write, tmp_path):
@@ -164,7 +210,7 @@ def test_names_that_lead_nowhere():
 
 
 def test_kinds_of_pairs():
-    with pytest.raises(WorkbenchError, match="'loose' were asked for.\nAllowed: 'balanced', 'polarity'"):
+    with pytest.raises(WorkbenchError, match="'loose' were asked for.\nAllowed: 'balanced', 'polarity', 'hard'"):
         load_pairs("embedded", pairs="loose")
     with pytest.raises(WorkbenchError, match="Allowed: pairs='polarity' and split='held-out' with 'embedded'"):
         load_pairs("natural", pairs="polarity")
@@ -202,3 +248,46 @@ def test_held_out_pairs_are_the_embedded_worlds_own():
         load_pairs("embedded", split="held-out")["behaviour"])
     with pytest.raises(WorkbenchError, match="split='held-out' with 'embedded' only"):
         load_pairs("natural", split="held-out")
+
+
+# -- texts labelled by others --------------------------------------------------------------------------------
+
+
+def test_touche_tables_as_labelled_texts(tmp_path):
+    (tmp_path / "arguments-test.tsv").write_text(
+        'Argument ID\tConclusion\tStance\tPremise\nA1\tBan it\tagainst\ta "free choice\nA2\tEnd it\tin favor of\tb\n'
+    )
+    head = "Argument ID\tSelf-direction: thought\tFace\tUniversalism: objectivity\tHumility\n"
+    (tmp_path / "labels-test.tsv").write_text(head + "A1\t1\t1\t0\t0\nA2\t0\t0\t1\t1\n")
+    table = load_labelled(tmp_path, "test")
+    labels = sorted(table.text + ": " + table.value)
+    assert labels == ['a "free choice: self-direction', "b: tradition", "b: universalism"]
+    assert set(table.sign) == {1} and {"argument", "conclusion", "stance", "refined"} <= {*table}
+    with pytest.raises(WorkbenchError, match="split 'training' was asked for.\nFound: test"):
+        load_labelled(tmp_path, "training")
+    (tmp_path / "labels-test.tsv").write_text(head + "A3\t1\t0\t0\t0\n")
+    with pytest.raises(WorkbenchError, match="labels without an argument: A3"):
+        load_labelled(tmp_path, "test")
+
+
+def test_valuebench_items_as_labelled_texts(write):
+    rows = "PVQ40,He obeys.,Conformity,1,Do I obey?\nX,I tidy up.,Order,1,Tidy?\nPVQ40,He defies.,Conformity,-1,Defy?\n"
+    table = load_labelled(write("questionnaire,item,value,agreement,question\n" + rows))
+    assert table.text.tolist() == ["He obeys.", "He defies."] and table.sign.tolist() == [1, -1]
+    with pytest.raises(WorkbenchError, match="no column agreement\nAllowed: item, value, agreement"):
+        load_labelled(write("item,value\na,Power\n"))
+    with pytest.raises(WorkbenchError, match="row 0: the sign is '2'"):
+        load_labelled(write("item,value,agreement\na,Power,2\n"))
+    with pytest.raises(WorkbenchError, match="no such file or folder"):
+        load_labelled("nowhere")
+
+
+def test_the_published_tables_themselves(reference):
+    """Real files: all labels of Touché23 but "face", the forty items of the PVQ."""
+    for split, arguments in (("training", 5388), ("validation", 1896), ("test", 1576)):
+        table = load_labelled(reference / "data" / "touche23", split)
+        assert table["argument"].nunique() == arguments and set(table.value) == set(VALUES)
+        assert not table.text.str.contains("\t").any() and table.text.str.len().min() > 5
+    bench = load_labelled(reference / "data" / "valuebench" / "value_orientation.csv")
+    pvq = bench[bench.questionnaire == "PVQ40"]
+    assert len(pvq) == 40 and set(pvq.sign) == {1} and pvq.value.value_counts()["universalism"] == 6

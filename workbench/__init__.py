@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .generate import generate as generate
     from .geometry import circumplex_fit as circumplex_fit
     from .geometry import human_reference as human_reference
+    from .labelled import load_labelled as load_labelled
     from .models import load_model as load_model
     from .probes import Probes as Probes
     from .probes import fit_probes as fit_probes
@@ -59,6 +60,7 @@ _HOME = {
     "fit_probes": "probes",
     "generate": "generate",
     "human_reference": "geometry",
+    "load_labelled": "labelled",
     "load_model": "models",
     "load_pairs": "prompts",
     "load_questions": "prompts",

@@ -1,21 +1,20 @@
 """The texts of an experiment: value pairs, dilemma questions and unrelated prompts, loaded and checked.
 
 "embedded" is written by the embedded world's grammar, "natural" lies under `data/natural/`; your own come as
-a CSV, as a folder of `pairs.csv`, `questions.csv` and `unrelated.csv`, or in ConVA's released layout: a
-folder with one CSV per value.
+a data frame, a CSV, a folder of `pairs.csv`, `questions.csv` and `unrelated.csv`, or in ConVA's released
+layout: a folder with one CSV per value. Texts that others labelled with values: `load_labelled`.
 """
 
-import csv
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from .errors import WorkbenchError
-from .values import VALUES, check_value
+from .reading import Layout, read, value_of
+from .values import VALUES
 
 if TYPE_CHECKING:
     from .models import Model
@@ -24,74 +23,76 @@ SPLITS = ("calibration", "test")
 PAIR = ("value", "positive", "negative")
 QUESTION = ("value", "question", "split")
 UNRELATED = ("prompt", "kind", "answer", "related", "split")
-_RENAMED = {"question_1": "positive", "question_2": "negative"}  # ConVA's released column names
+NATURAL = {"natural": "pairs.csv", "natural-uncontrolled": "uncontrolled.csv"}
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_PAIRS_ASKED = {"balanced": ("_context_controlled", ""), "hard": ("_hard",)}  # endings of ConVA's released files
 
 
-def load_pairs(name: str | Path = "embedded", pairs: str = "balanced", split: str = "probe") -> pd.DataFrame:
+def load_pairs(name: str | Path | pd.DataFrame = "embedded", pairs: str = "balanced", split: str = "probe"
+               ) -> pd.DataFrame:
     """Pairs of texts that differ in one value: columns value, positive, negative, then the file's others.
 
-    name: "embedded", "natural", a CSV, a folder with pairs.csv, or a folder with one CSV per value:
-        question_1 is the positive, question_2 the negative, the file's name the value, in any case, with
-        hyphen or underscore.
+    name: "embedded", "natural", "natural-uncontrolled" (positives that name their value, negatives about
+        something else: the ablation), a data frame, a CSV, a folder with pairs.csv, or a folder with one CSV
+        per value: question_1 is the positive, question_2 the negative, the file's name the value, in any case,
+        with hyphen or underscore, and with ConVA's endings (security_context_controlled.csv, security_hard.csv).
     pairs: "balanced" sets a value against an opposed one. "polarity", which only the embedded world has,
         affirms and denies one behaviour: a trap kept for teaching, since such a probe reads polarity and not
-        the value.
+        the value. "hard", in ConVA's layout only: the files that end in _hard.
     split: "probe", or "held-out", which only the embedded world has: behaviours that no probe pair holds.
 
-    Raises WorkbenchError, naming file and line, for missing columns, an unknown value, an empty cell, equal
-    sides and a repeated pair.
+    Raises WorkbenchError with every problem, naming file and line: missing columns, an unknown value, an empty
+    cell, equal sides, a repeated pair.
     """
-    if pairs not in ("balanced", "polarity"):
-        raise WorkbenchError(f"Pairs of kind {pairs!r} were asked for.", allowed="'balanced', 'polarity'")
-    if name == "embedded":
+    if pairs not in ("balanced", "polarity", "hard"):
+        raise WorkbenchError(f"Pairs of kind {pairs!r} were asked for.", allowed="'balanced', 'polarity', 'hard'")
+    embedded = isinstance(name, str) and name == "embedded"
+    if embedded and pairs != "hard":
         from .embedded import data
 
         return data.pairs(kind=pairs, split=split)
-    if (pairs, split) != ("balanced", "probe"):
-        raise WorkbenchError(f"Pairs from {str(name)!r}, {pairs} and {split}, were asked for.",
+    if pairs == "polarity" or split != "probe":
+        raise WorkbenchError(f"Pairs from {_called(name)}, {pairs} and {split}, were asked for.",
                              found="pairs as the file has them",
                              allowed="pairs='polarity' and split='held-out' with 'embedded' only")
-    source = _source(name, "pairs.csv")
-    if source.is_file():
-        return _read(source, PAIR, _check_pair, _value_of(source))
-    values = {file: _value_of(file) for file in sorted(source.glob("*.csv"))}
-    if stray := [file.name for file, value in values.items() if value is None]:
-        raise WorkbenchError(f"Pairs from the folder {source.name!r}, one CSV per value, were asked for.",
-                             found=f"{', '.join(stray[:3])}, named after no value", allowed=", ".join(VALUES))
-    if not values:
-        raise WorkbenchError(f"Pairs from the folder {source.name!r} were asked for.", found="no CSV in it",
-                             allowed=f"pairs.csv ({', '.join(PAIR)}), or one CSV per value "
-                             "(question_1, question_2)")
-    tables = [_read(file, PAIR, _check_pair, value) for file, value in values.items()]
-    return pd.concat(tables, ignore_index=True)
+    sources = _pair_files(name, pairs)
+    about = {told: value for told, file in sources.items() if isinstance(file, Path) and (value := _about(file))}
+    return read(sources, Layout(PAIR, _check_pair), about)
 
 
-def load_questions(name: str | Path = "embedded") -> pd.DataFrame:
+def load_questions(name: str | Path | pd.DataFrame = "embedded") -> pd.DataFrame:
     """Dilemma questions: columns value, question, split ("calibration" or "test"), then the file's others.
 
-    name: "embedded", "natural", a CSV, or a folder with questions.csv. Raises WorkbenchError with file and
-        line.
+    name: "embedded", "natural", a data frame, a CSV, a folder with questions.csv, or a folder with ConVA's
+        released test files (test_<value>_new.csv; all their questions are test questions). Raises
+        WorkbenchError with every problem, naming file and line.
     """
-    if name == "embedded":
+    if isinstance(name, str) and name == "embedded":
         from .embedded import data
 
         return data.questions()
-    return _read(_source(name, "questions.csv"), QUESTION, _check_question)
+    if isinstance(name, str | Path) and (tests := _test_files(Path(name).expanduser())):
+        frames = {file.name: _released_questions(file) for file in tests.values()}
+        return read(frames, Layout(QUESTION, _check_question))
+    return read(_source(name, "questions.csv"), Layout(QUESTION, _check_question))
 
 
-def load_unrelated(name: str | Path = "embedded") -> pd.DataFrame:
-    """Prompts that steering must leave alone: columns prompt, kind, answer, related, split.
+def load_unrelated(name: str | Path | pd.DataFrame = "embedded") -> pd.DataFrame:
+    """Prompts that a gate must tell from dilemmas: columns prompt, kind, answer, related, split.
 
     answer is "" where none is right; related is True for value-laden prompts that are no dilemmas, for which
-    a gate should open. name: "embedded", "natural", a CSV, or a folder with unrelated.csv. Raises
-    WorkbenchError with file and line.
+    a gate should open. name: "embedded", "natural", a data frame, a CSV, or a folder with unrelated.csv and,
+    where there is one, hard_unrelated.csv. Raises WorkbenchError with every problem, naming file and line.
     """
-    if name == "embedded":
+    if isinstance(name, str) and name == "embedded":
         from .embedded import data
 
         return data.unrelated()
-    frame = _read(_source(name, "unrelated.csv"), UNRELATED, _check_unrelated, may_be_empty=("answer",))
+    sources = _source(name, "unrelated.csv")
+    for file in list(sources.values()):
+        if isinstance(file, Path) and file.name == "unrelated.csv" and file.with_name("hard_unrelated.csv").exists():
+            sources["hard_unrelated.csv"] = file.with_name("hard_unrelated.csv")
+    frame = read(sources, Layout(UNRELATED, _check_unrelated, may_be_empty=("answer",)))
     return frame.assign(related=[_TRUTH[cell.lower()] for cell in frame["related"]])
 
 
@@ -131,58 +132,96 @@ def data_path(*parts: str) -> Path:
     return path
 
 
-# -- reading and checking -----------------------------------------------------------------------------------
+# -- what a name means ------------------------------------------------------------------------------------
 
 
-def _source(name: str | Path, file: str) -> Path:
-    """The CSV that a name, a folder or a path means; of pairs also a folder without pairs.csv."""
+def _called(name: str | Path | pd.DataFrame) -> str:
+    return "a data frame" if isinstance(name, pd.DataFrame) else repr(str(name))
+
+
+def _source(name: str | Path | pd.DataFrame, file: str) -> dict[str, Path | pd.DataFrame]:
+    """What a table is called -> the table that a name, a folder, a path or a frame means."""
+    if isinstance(name, pd.DataFrame):
+        return {"data frame": name}
     path = data_path("natural") if name == "natural" else Path(name).expanduser()
     inside = path / file if path.is_dir() else path
     if inside.exists():
-        return inside
-    if path.is_dir() and file == "pairs.csv":
-        return path
+        return {inside.name: inside}
     raise WorkbenchError(f"{file.removesuffix('.csv').capitalize()} from {str(name)!r} were asked for.",
                          found=f"no {file} in it" if path.is_dir() else "no such file or folder",
                          allowed=f"'embedded', 'natural', a CSV, or a folder with {file}")
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z]", "", name.lower())
+def _pair_files(name: str | Path | pd.DataFrame, pairs: str) -> dict[str, Path | pd.DataFrame]:
+    if isinstance(name, str) and name in NATURAL and pairs == "balanced":
+        name = data_path("natural", NATURAL[name])
+    folder = None if isinstance(name, pd.DataFrame) else Path(name).expanduser()
+    if pairs == "balanced" and (folder is None or not folder.is_dir() or (folder / "pairs.csv").exists()):
+        return _source(name, "pairs.csv")
+    if folder is None or not folder.is_dir():
+        raise WorkbenchError(f"Hard pairs from {_called(name)} were asked for.",
+                             allowed="a folder with ConVA's released files (security_hard.csv)")
+    released = [file for file in sorted(folder.glob("*.csv")) if not file.stem.startswith("test_")]
+    if stray := [file.name for file in released if _about(file) is None]:
+        raise WorkbenchError(f"Pairs from the folder {folder.name!r}, one CSV per value, were asked for.",
+                             found=f"{', '.join(stray[:3])}, named after no value", allowed=", ".join(VALUES))
+    files = [file for ending in _PAIRS_ASKED[pairs] for file in released if _ending(file) == ending]
+    if not files:
+        raise WorkbenchError(f"Pairs from the folder {folder.name!r} were asked for, {pairs}.",
+                             found=", ".join(file.name for file in released[:4]) or "no CSV in it",
+                             allowed=f"pairs.csv ({', '.join(PAIR)}), or one CSV per value "
+                             "(question_1, question_2)")
+    return {file.name: file for file in files}
 
 
-_BY_PLAIN_NAME = {_plain(value): value for value in VALUES}
+def _ending(file: Path) -> str:
+    endings = (ending for some in _PAIRS_ASKED.values() for ending in some if ending)
+    return next((ending for ending in endings if file.stem.lower().endswith(ending)), "")
 
 
-def _value_of(file: Path) -> str | None:
-    """The value that a file is named after: Self_Direction.csv -> self-direction."""
-    return _BY_PLAIN_NAME.get(_plain(file.stem))
+def _about(file: Path) -> str | None:
+    """The value that a file is named after: Self_Direction.csv, security_hard.csv, test_power_new.csv."""
+    stem = file.stem.lower().removesuffix(_ending(file))
+    return value_of(Path(stem.removeprefix("test_").removesuffix("_new")))
 
 
-Check = Callable[[dict[str, str], dict[object, int], int], str | None]
-"""(row, what was seen -> its line, this row's line) -> what is wrong with the row, or None."""
+def _test_files(folder: Path) -> dict[str, Path]:
+    """Value -> ConVA's released test questions, of a folder without questions.csv."""
+    if not folder.is_dir() or (folder / "questions.csv").exists():
+        return {}
+    return {value: file for file in sorted(folder.glob("test_*_new.csv")) if (value := _about(file))}
 
 
-def _check_pair(row: dict[str, str], seen: dict[object, int], line: int) -> str | None:
+def _released_questions(file: Path) -> pd.DataFrame:
+    """ConVA's test files have one column of questions: `question`, or their first column."""
+    table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    column = "question" if "question" in table else table.columns[0]
+    return pd.DataFrame({"value": _about(file), "question": table[column], "split": "test"})
+
+
+# -- what a row must be -----------------------------------------------------------------------------------
+
+
+def _check_pair(row: dict[str, str], seen: dict[object, str], where: str) -> str | None:
     value, *sides = (row[column] for column in PAIR)
     if sides[0] == sides[1]:
         return f"both sides are {sides[0]!r}"
     for order, note in ((tuple(sides), ""), (tuple(reversed(sides)), " with its sides exchanged")):
         if first := seen.get((value, order)):
-            return f"the pair of line {first} again{note}"
-    seen[value, tuple(sides)] = line
+            return f"the pair of {first} again{note}"
+    seen[value, tuple(sides)] = where
     return None
 
 
-def _check_question(row: dict[str, str], seen: dict[object, int], line: int) -> str | None:
-    first = seen.setdefault((row["value"], row["question"]), line)
-    return f"the question of line {first} again" if first != line else _check_split(row)
+def _check_question(row: dict[str, str], seen: dict[object, str], where: str) -> str | None:
+    first = seen.setdefault((row["value"], row["question"]), where)
+    return f"the question of {first} again" if first != where else _check_split(row)
 
 
-def _check_unrelated(row: dict[str, str], seen: dict[object, int], line: int) -> str | None:
-    first = seen.setdefault(row["prompt"], line)
-    if first != line:
-        return f"the prompt of line {first} again"
+def _check_unrelated(row: dict[str, str], seen: dict[object, str], where: str) -> str | None:
+    first = seen.setdefault(row["prompt"], where)
+    if first != where:
+        return f"the prompt of {first} again"
     if row["related"].lower() not in _TRUTH:
         return f"related is {row['related']!r}, neither 'true' nor 'false'"
     return _check_split(row)
@@ -191,55 +230,3 @@ def _check_unrelated(row: dict[str, str], seen: dict[object, int], line: int) ->
 def _check_split(row: dict[str, str]) -> str | None:
     known = row["split"] in SPLITS
     return None if known else f"split is {row['split']!r}, neither {' nor '.join(map(repr, SPLITS))}"
-
-
-def _read(
-    file: Path, required: Sequence[str], check: Check, value: str | None = None, may_be_empty: Sequence[str]
-        = ()
-) -> pd.DataFrame:
-    """A CSV as a table of strings, every row checked; `value` fills in for a column the file has not."""
-    rows, seen = [], {}
-    where = file.name
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, strict=True)
-            header = [_RENAMED.get(column.strip(), column.strip()) for column in next(reader, [])]
-            given = {*header, "value"} if value else {*header}
-            if missing := [column for column in required if column not in given]:
-                raise _wrong(where, f"no column {', '.join(missing)}; it has {', '.join(header) or 'none'}",
-                             allowed=f"columns {', '.join(required)}")
-            if len({*header}) < len(header):
-                raise _wrong(where, f"a column that stands twice among {', '.join(header)}")
-            end = reader.line_num
-            for cells in reader:
-                line, end = end + 1, reader.line_num  # a quoted cell may span lines: a row is where it starts
-                where = f"{file.name}, line {line},"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise _wrong(where, f"{len(cells)} cells", allowed=f"{len(header)}, as in the header",
-                                 do="Put quotes round cells that hold a comma.")
-                row = dict(zip(header, map(str.strip, cells), strict=True))
-                if "value" in required:
-                    row["value"] = _value(row.get("value", value) or "", where)
-                if empty := [c for c in required if not row[c] and c not in may_be_empty]:
-                    raise _wrong(where, f"nothing under {', '.join(empty)}")
-                if found := check(row, seen, line):
-                    raise _wrong(where, found)
-                rows.append(row)
-    except (csv.Error, UnicodeDecodeError) as problem:
-        raise _wrong(where, str(problem), allowed="a comma-separated file in UTF-8") from None
-    if not rows:
-        raise _wrong(file.name, "no rows", allowed=f"rows of {', '.join(required)}")
-    return pd.DataFrame(rows, columns=[*required, *(column for column in header if column not in required)])
-
-
-def _wrong(where: str, found: str, allowed: str | None = None, do: str | None = None) -> WorkbenchError:
-    return WorkbenchError(f"{where} was to be read.", found, allowed, do)
-
-
-def _value(name: str, where: str) -> str:
-    try:
-        return _BY_PLAIN_NAME.get(_plain(name)) or check_value(name)
-    except WorkbenchError as problem:
-        raise _wrong(where, f"the value {name!r}", problem.allowed, problem.do) from None
