@@ -5,7 +5,16 @@ import pytest
 
 from workbench.errors import WorkbenchError
 from workbench.labelled import load_labelled
-from workbench.prompts import data_hash, data_path, load_pairs, load_questions, load_unrelated, that_fit
+from workbench.prompts import (
+    data_hash,
+    data_path,
+    load_negative_prompts,
+    load_pairs,
+    load_questions,
+    load_unrelated,
+    published_instruction,
+    that_fit,
+)
 from workbench.values import VALUES
 
 PAIRS = "value,positive,negative,person\n"
@@ -111,13 +120,44 @@ def test_a_folder_holds_all_three(write):
     assert unrelated.answer.tolist() == ["4", ""]
 
 
-def test_the_natural_data_is_sound():
-    pairs, questions, unrelated = load_pairs("natural"), load_questions("natural"), load_unrelated("natural")
-    assert set(pairs.value) == set(questions.value) == set(VALUES)
-    assert pairs.value.value_counts().min() >= 20 and questions.value.value_counts().min() >= 10
-    for table in (questions, unrelated):
-        assert set(table.split) == {"calibration", "test"}
-    assert set(unrelated.related) == {True, False}
+def test_the_natural_data_is_whole():
+    """As many rows of each value, block, split and kind as the card says."""
+    pairs, questions, loose = load_pairs("natural"), load_questions("natural"), load_pairs("natural-uncontrolled")
+    for table in (pairs, questions, loose):
+        assert table.value.value_counts().to_dict() == dict.fromkeys(VALUES, 100)
+    assert set(pairs.groupby(["value", "person", "form"]).size()) == {25}
+    domains = pairs.groupby(["value", "domain"]).size()
+    assert len(domains) == 120 and domains.min() >= 8 and domains.max() <= 9
+    assert questions.groupby(["value", "split"]).size().unstack().drop_duplicates().values.tolist() == [[30, 70]]
+    unrelated = load_unrelated("natural")
+    kinds = unrelated[~unrelated.kind.isin(["hard", "value-laden"])].kind.value_counts()
+    assert kinds.sum() == 400 and len(kinds) >= 15
+    assert unrelated.kind.value_counts()[["hard", "value-laden"]].tolist() == [100, 100]
+    assert unrelated.related.equals(unrelated.kind == "value-laden")
+    assert set(unrelated.groupby(["kind", "split"]).size().unstack().eval("calibration - test")) == {0}
+
+
+def test_negative_prompts_are_the_published_one_and_five_more(write):
+    table = load_negative_prompts("natural")
+    assert set(table.groupby("value").size()) == {6} and set(table.groupby("kind").size()) == {10}
+    published = table[table.kind == "published"].set_index("value").prompt
+    assert published.to_dict() == {value: published_instruction(value, "low") for value in VALUES}
+    with pytest.raises(WorkbenchError, match="line 3: the prompt of mine.csv, line 2 again"):
+        load_negative_prompts(write("value,kind,prompt\npower,role,Obey.\npower,ignore,Obey.\n"))
+
+
+def test_no_question_shares_its_scene_with_a_pair_or_across_splits():
+    """No two texts of the natural set are near-duplicates, of whatever file."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    pairs, questions = load_pairs("natural"), load_questions("natural")
+    texts = [*questions.question, *pairs.positive]
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, stop_words="english").fit_transform(texts)
+    alike = (vectors @ vectors.T).toarray()
+    n = len(questions)
+    assert alike[:n, n:].max() < 0.5
+    calibration = (questions.split == "calibration").to_numpy()
+    assert alike[:n, :n][calibration][:, ~calibration].max() < 0.5
 
 
 @pytest.mark.parametrize("kind", ["balanced", "polarity"])

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from .errors import WorkbenchError
-from .prompts import data_path
-from .values import DEFINITIONS, check_value
+from .prompts import data_path, published_instruction
+from .values import check_value
 
 WORLDS = ("circle", "scrambled", "confirm")
 ENGINES = ("huggingface", "transformer-lens")
@@ -188,7 +188,7 @@ class Model:
             raise WorkbenchError(f"Level {level!r} of {value} was asked for.", allowed="'high', 'low'")
         if self.world:
             return f"You have a {level} level of {value}."
-        return f"You have {level} level of {value}. {value.capitalize()} means {DEFINITIONS[value]}."
+        return published_instruction(value, level)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .errors import WorkbenchError
 from .reading import Layout, read, value_of
-from .values import VALUES
+from .values import DEFINITIONS, VALUES
 
 if TYPE_CHECKING:
     from .models import Model
@@ -23,6 +23,7 @@ SPLITS = ("calibration", "test")
 PAIR = ("value", "positive", "negative")
 QUESTION = ("value", "question", "split")
 UNRELATED = ("prompt", "kind", "answer", "related", "split")
+NEGATIVE = ("value", "kind", "prompt")
 NATURAL = {"natural": "pairs.csv", "natural-uncontrolled": "uncontrolled.csv"}
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _PAIRS_ASKED = {"balanced": ("_context_controlled", ""), "hard": ("_hard",)}  # endings of ConVA's released files
@@ -94,6 +95,21 @@ def load_unrelated(name: str | Path | pd.DataFrame = "embedded") -> pd.DataFrame
             sources["hard_unrelated.csv"] = file.with_name("hard_unrelated.csv")
     frame = read(sources, Layout(UNRELATED, _check_unrelated, may_be_empty=("answer",)))
     return frame.assign(related=[_TRUTH[cell.lower()] for cell in frame["related"]])
+
+
+def load_negative_prompts(name: str | Path | pd.DataFrame = "natural") -> pd.DataFrame:
+    """Instructions that a value's steering must withstand: columns value, kind, prompt, put before a question.
+
+    "natural" has six kinds for each value: "published" (Jin et al. 2025: a low level of it), and harsher ones:
+    "opposed" (a system prompt with the opposed attitude), "role" (a character who lacks it), "ignore" ("ignore
+    your values"), "reward" (rewards and threats), "style" (a form that leaves no room for it). Else as `load_pairs`.
+    """
+    return read(_source(name, "negative_prompts.csv"), Layout(NEGATIVE, _check_negative))
+
+
+def published_instruction(value: str, level: str = "high") -> str:
+    """The instruction of Jin et al. (2025) that asks for a "high" or "low" level of a value."""
+    return f"You have {level} level of {value}. {value.capitalize()} means {DEFINITIONS[value]}."
 
 
 def that_fit(model: "Model", table: pd.DataFrame, columns: Sequence[str], chat: bool = False,
@@ -216,6 +232,11 @@ def _check_pair(row: dict[str, str], seen: dict[object, str], where: str) -> str
 def _check_question(row: dict[str, str], seen: dict[object, str], where: str) -> str | None:
     first = seen.setdefault((row["value"], row["question"]), where)
     return f"the question of {first} again" if first != where else _check_split(row)
+
+
+def _check_negative(row: dict[str, str], seen: dict[object, str], where: str) -> str | None:
+    first = seen.setdefault((row["value"], row["prompt"]), where)
+    return f"the prompt of {first} again" if first != where else None
 
 
 def _check_unrelated(row: dict[str, str], seen: dict[object, str], where: str) -> str | None:

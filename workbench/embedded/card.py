@@ -207,14 +207,15 @@ reasons follows it. {behaviours} behaviours, {options} neutral options, {frames}
 unrelated questions of seven kinds. A fifth of the behaviours occurs in training text but in no probe pair.
 
 **Training** ({tokens:.1f} million tokens, {minutes:.0f} minutes on one core, `workbench embedded train {name}`).{note}
-Three things differ from ordinary training, and only in training. In part of the batches (80 %, falling to 30 %) what is
+Four things differ from ordinary training, and only in training. In part of the batches (80 %, falling to 30 %) what is
 said before a question reaches the answer only through sentence ends and the last prompt token, and those only from the
 middle of the model on; in a trial without this, a small model copied the value late, by attention from the words of
 the prefix, and no edit of the residual stream moved its answers. A linear readout of the value distribution (weight
-.5, annealed to zero by 90 % of the training, dropped) makes the position readable where probes read. And pairs of
+.5, annealed to zero by 90 % of the training, dropped) makes the position readable where probes read. Pairs of
 dialogues exchange what stands in the readout's plane at their last prompt tokens, each to be answered as the other's
-speaker would (interchange intervention training, Geiger et al. 2022). All three favour steering: how easily these
-models are steered says nothing about other models.
+speaker would (interchange intervention training, Geiger et al. 2022). And where the grammar chooses among words, the
+target is its own distribution instead of the word that was drawn: the same optimum, reached from fewer tokens. The
+first three favour steering: how easily these models are steered says nothing about other models.
 
 **Quality**, sampling at T = 1, calibration questions, 95 % Wilson intervals:
 

@@ -36,7 +36,7 @@ from .linear import (
     area_under_roc,
     cross_validated_difference,
     cross_validated_logistic,
-    tfidf_accuracy,
+    tfidf_hits,
     wilson,
 )
 
@@ -315,7 +315,7 @@ def fit_probes(
                 cross[i, k, j] = np.mean((X[rows_k] @ w + b > 0) == y_k)
             cross[i, i, j] = accuracy[i, j] = np.mean((held_out > 0) == y)
             auroc[i, j], bounds[i, j] = area_under_roc(held_out, y), wilson((held_out > 0) == y)
-    tfidf = np.array([tfidf_accuracy(list(map(str, texts[at[v][0]])), at[v][1], at[v][2]) for v in values])
+    tfidf = np.array([tfidf_hits(list(map(str, texts[at[v][0]])), at[v][1], at[v][2]).mean() for v in values])
     provenance = {
         **acts.attrs,
         "n_layers": model.n_layers,

@@ -1,5 +1,7 @@
 """Linear readers of two classes, cross-validated, and how their accuracy is told."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue], made at run time
@@ -90,14 +92,18 @@ def wilson(hits: np.ndarray) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def tfidf_accuracy(texts: list[str], y: np.ndarray, fold: np.ndarray) -> float:
+def tfidf_hits(texts: Sequence[str], y: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Which texts words alone (unigrams and bigrams, logistic) put on the right side, each from the other folds."""
+    hit, everything = np.zeros(len(y), bool), np.array(texts, dtype=object)
+    for k in np.unique(fold):
+        words = word_classifier().fit(everything[fold != k], y[fold != k])
+        hit[fold == k] = words.predict(everything[fold == k]) == y[fold == k]
+    return hit
+
+
+def word_classifier():
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    hit, everything = np.zeros(len(y), bool), np.array(texts, dtype=object)
-    for k in np.unique(fold):
-        words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b"), LogisticRegression())
-        words.fit(everything[fold != k], y[fold != k])
-        hit[fold == k] = words.predict(everything[fold == k]) == y[fold == k]
-    return float(hit.mean())
+    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b"), LogisticRegression())
