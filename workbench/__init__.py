@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from . import figures as figures
     from . import panels as panels
     from .activations import capture as capture
+    from .audit import audit_pairs as audit_pairs
+    from .audit import compare_audits as compare_audits
     from .errors import WorkbenchError as WorkbenchError
     from .evaluation import evaluate as evaluate
     from .gates import AlwaysOpen as AlwaysOpen
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .models import load_model as load_model
     from .probes import Probes as Probes
     from .probes import fit_probes as fit_probes
+    from .prompts import load_negative_prompts as load_negative_prompts
     from .prompts import load_pairs as load_pairs
     from .prompts import load_questions as load_questions
     from .prompts import load_unrelated as load_unrelated
@@ -54,14 +57,17 @@ _HOME = {
     "RandomDirection": "steering.random_direction",
     "VALUES": "values",
     "WorkbenchError": "errors",
+    "audit_pairs": "audit",
     "capture": "activations",
     "circumplex_fit": "geometry",
+    "compare_audits": "audit",
     "evaluate": "evaluation",
     "fit_probes": "probes",
     "generate": "generate",
     "human_reference": "geometry",
     "load_labelled": "labelled",
     "load_model": "models",
+    "load_negative_prompts": "prompts",
     "load_pairs": "prompts",
     "load_questions": "prompts",
     "load_unrelated": "prompts",
