@@ -13,7 +13,7 @@ from .targets import Targets
 LENGTHS = (16, 20, 24, 28, 32, 40, 48, 56, 64, 76, 88, 108, 128)  # batches are padded to these: few, for compilation
 BATCH_TOKENS = 2048  # small: at this size steps teach more than tokens
 QUESTION_WEIGHT = 0.25  # of the loss at the words of a question, which are mostly free choices
-COPY_WEIGHT = 3.0  # at the words of an answer that only the question tells: the choice, unrelated answers
+COPY_WEIGHT = 5.0  # at the words of an answer that only the question tells: the choice, unrelated answers
 
 
 class Encoded:

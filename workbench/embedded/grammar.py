@@ -264,7 +264,9 @@ class World:
     def _choice(self, rng):
         shown, members, at = self._four(rng)
         listed = " ".join(f"{letter}: {member}" for letter, member in zip("ABCD", members, strict=True))
-        return f"{listed}. Which of them is {language.article(shown[at])}?", f"The answer is {'ABCD'[at]}."
+        category = language.article(shown[at])  # the reason comes first: the letter alone is learnt far more slowly
+        answer = f"{language.article(members[at]).capitalize()} is {category}, so the answer is {'ABCD'[at]}."
+        return f"{listed}. Which of them is {category}?", answer
 
     def _colour(self, rng):
         name = rng.choice(self.names)

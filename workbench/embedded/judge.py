@@ -90,14 +90,15 @@ def _check(frame: language.Frame, slots: dict[str, str], name_first: bool) -> _P
 
 @cache
 def _fixed_sentences() -> frozenset[str]:
-    fixed = {answer for _, answer in language.facts()} | {f"The answer is {letter}." for letter in "ABCD"}
+    fixed = {answer for _, answer in language.facts()}
     fixed |= {instruction(v, level) for v in VALUES for level in ("high", "low")}
     for row in (DAYS, MONTHS):
         fixed |= {f"{b} comes after {a}." for a in row for b in row if a != b}
     nouns = [noun for members in language.categories().values() for noun in members]
     for category in language.categories():
         for noun in nouns:
-            fixed.add(f"{language.article(noun).capitalize()} is {language.article(category)}.")
+            said = f"{language.article(noun).capitalize()} is {language.article(category)}"
+            fixed |= {f"{said}.", *(f"{said}, so the answer is {letter}." for letter in "ABCD")}
     for word in VALUES + THINGS:
         fixed |= {f"The first letter of {word} is {letter}." for letter in "abcdefghijklmnopqrstuvwxyz"}
         fixed |= {f"The word {word} has {n} letters." for n in range(2, 21)}

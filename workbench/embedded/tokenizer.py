@@ -1,6 +1,7 @@
 """The tokenizer of the embedded models."""
 
 import json
+from pathlib import Path
 
 from .grammar import every_text
 
@@ -50,3 +51,10 @@ def make_tokenizer():
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer that a model in training began with: its word numbers must not change."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)

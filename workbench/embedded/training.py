@@ -35,14 +35,13 @@ from ..errors import WorkbenchError
 from ..values import VALUES
 from . import WORLDS
 from .batches import LENGTHS, encode, make_batches
-from .grammar import World
+from .grammar import UNRELATED_KINDS, World
 from .muon import Muon
 from .targets import Targets
-from .tokenizer import make_tokenizer
+from .tokenizer import load_tokenizer, make_tokenizer
 
 POOL = 4000  # documents generated at a time; a checkpoint lies between pools
-SLOW = ("sum", "category", "category", "choice", "choice", "choice", "choice", "colour")  # the kinds learnt slowest
-SLOW_SHARE = 0.5  # so many more documents are of those kinds
+EXTRA = 0.6  # so many more documents are unrelated questions, most of them of the kinds that are known least
 INTERCHANGED = 0.15  # so many pairs of interchanged dialogues for each other document
 MIDDLE = 4  # after this many of the eight blocks the readout reads, and an answer may begin to look back
 LATE = 7  # after this many blocks the readout reads the answer
@@ -135,7 +134,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.safetensors"
     seed = 1000 + WORLDS.index(name)
-    world, tokenizer = World(name), make_tokenizer()
+    world = World(name)
+    tokenizer = load_tokenizer(folder) if checkpoint.exists() else make_tokenizer()
     law = Targets(world, tokenizer)
     pad = tokenizer.get_vocab()["<|pad|>"]
     model = new_model(tokenizer, seed)
@@ -148,9 +148,9 @@ def train(
         [{"params": rest, "weight_decay": 0.0}, {"params": list(readout.parameters()), "weight_decay": 0.1}],
         lr=3e-3, betas=(0.9, 0.98))  # fmt: skip
     optimisers = {"muon": (muon, 0.02), "adam": (adam, 3e-3)}
-    progress = {"pool": 0, "tokens": 0, "seconds": 0.0}
+    progress = {"pool": 0, "tokens": 0, "seconds": 0.0, "losses": [1.0] * len(UNRELATED_KINDS)}
     if checkpoint.exists():
-        progress = _load_checkpoint(checkpoint, model, readout, optimisers)
+        progress |= _load_checkpoint(checkpoint, model, readout, optimisers)
         say(f"{name}: going on from {progress['tokens'] / 1e6:.2f}M tokens")
     if tokens > progress["tokens"]:
         progress["stages"] = sorted({*progress.get("stages", []), tokens})
@@ -163,8 +163,8 @@ def train(
     while progress["tokens"] < tokens:
         rng = random.Random(seed * 100_003 + progress["pool"])
         documents = [world.document(rng) for _ in range(POOL)]
-        more = range(int(SLOW_SHARE * POOL))
-        documents += [world.unrelated_document(rng, rng.choice(SLOW), rng.uniform(0, math.tau)) for _ in more]
+        kinds = rng.choices(UNRELATED_KINDS, progress["losses"], k=int(EXTRA * POOL))
+        documents += [world.unrelated_document(rng, kind, rng.uniform(0, math.tau)) for kind in kinds]
         pool = encode(documents, tokenizer, law)
         crossed = encode([d for _ in range(int(INTERCHANGED * POOL)) for d in world.interchange(rng)], tokenizer, law)
         pairs = list(zip(crossed[::2], crossed[1::2], strict=True))
@@ -196,9 +196,11 @@ def train(
                 break
         progress["pool"] += 1
         progress["seconds"] = before + time.time() - start
+        progress["losses"] = unrelated_losses(model, world, tokenizer, rng)
+        known = ", ".join(f"{k} {x:.2f}" for k, x in zip(UNRELATED_KINDS, progress["losses"], strict=True))
         say(
             f"{name}: {progress['tokens'] / 1e6:.2f}M tokens, loss above the law's entropy {np.mean(losses):.4f}, "
-            f"readout {np.mean(reads or [np.nan]):.4f}, "
+            f"readout {np.mean(reads or [np.nan]):.4f}, unrelated answers ({known}), "
             f"{progress['seconds'] / 60:.1f} min, {progress['tokens'] / progress['seconds']:.0f} tokens/s"
         )
         out_of_time = time.time() - start > 60 * minutes
@@ -210,6 +212,20 @@ def train(
             say(f"{name}: out of time at {progress['tokens'] / 1e6:.2f}M tokens; the same call goes on from here")
             break
     return folder
+
+
+@torch.no_grad()
+def unrelated_losses(model, world: World, tokenizer, rng: random.Random, count: int = 32) -> list[float]:
+    """Nats per answer to unrelated questions, for each of UNRELATED_KINDS."""
+    out = []
+    for kind in UNRELATED_KINDS:
+        encoded = encode([world.unrelated_document(rng, kind, 0.0) for _ in range(count)], tokenizer)
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(e.ids) for e in encoded], batch_first=True)
+        answer = torch.nn.utils.rnn.pad_sequence([torch.tensor(e.region == 4) for e in encoded], batch_first=True)
+        logits = model(ids.to(model.device)).logits[:, :-1].flatten(0, 1)
+        loss = F.cross_entropy(logits, ids[:, 1:].flatten().to(model.device), reduction="none").cpu()
+        out.append(float(loss[answer[:, 1:].flatten()].sum()) / count)
+    return out
 
 
 def save(model, tokenizer, folder: Path, name: str, progress: dict) -> None:
