@@ -14,9 +14,10 @@ import torch
 import workbench as wb
 
 RESULTS = Path(__file__).parent / "results"
-ALL, FEW = list(range(7)), [2, 3]  # layers: all that read the values without the last 15 %, or two in the middle
-TARGETS = [(ALL, 1 - 10.0**-k) for k in (2, 4)] + [(FEW, 1 - 10.0**-k) for k in (6, 9)]
-STRENGTHS = [(ALL, s) for s in (0.05, 0.1)] + [(FEW, s) for s in (0.15, 0.3)]
+C = 1e-4  # of the steering probes: with 1 they separate their pairs completely and P saturates
+LAYERS = [3]  # the middle of the eight blocks
+TARGETS = [(LAYERS, p) for p in (0.97, 0.98, 0.99, 0.995)]
+STRENGTHS = [(LAYERS, s) for s in (0.3, 0.4, 0.5, 0.6)]
 
 
 def setup(name: str):
@@ -26,7 +27,7 @@ def setup(name: str):
     questions, unrelated = (t[t["split"] == "calibration"] for t in (questions, unrelated))
     related = [*questions["question"], *unrelated.query("related")["prompt"]]
     gate = wb.ProbeGate.fit(model, related, unrelated.query("not related")["prompt"].tolist())
-    return model, wb.fit_probes(model, pairs), wb.fit_probes(model, pairs, method="mean_difference"), gate
+    return model, wb.fit_probes(model, pairs, C=C), wb.fit_probes(model, pairs, method="mean_difference"), gate
 
 
 def main() -> None:
