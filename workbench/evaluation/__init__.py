@@ -1,5 +1,6 @@
 """What steering did: judges, rates with their uncertainty, and the sweep over methods and values."""
 
+from .agreement import agreement as agreement
 from .judges import ExactJudge as ExactJudge
 from .judges import Judge as Judge
 from .metrics import newcombe as newcombe

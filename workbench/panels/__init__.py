@@ -1,6 +1,8 @@
-"""Panels: widgets for notebooks. What a panel holds and computes is in `state.py`, free of widgets."""
+"""Panels: widgets for notebooks. What a panel holds and computes is in a module free of widgets."""
 
+from .annotate import Annotate, annotate
+from .review import ReviewState
 from .state import SteeringState
 from .studio import Studio, studio
 
-__all__ = ["SteeringState", "Studio", "studio"]
+__all__ = ["Annotate", "ReviewState", "SteeringState", "Studio", "annotate", "studio"]
