@@ -1,4 +1,4 @@
-"""The command line: `workbench lab | tour | test | app | bench | embedded | clean`.
+"""The command line: `workbench lab | tour | test | app | bench | data | embedded | clean`.
 
 Thin: each command finds its files, calls what does the work, and says what it did. Imports lie inside the
 commands, so that `workbench --help` answers at once. A WorkbenchError ends a command with its message.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .data_commands import data
 from .errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_show_locals=False,  # a key must not be shown by a traceback
     help="Probe, map and steer values inside models.",
 )
 embedded = typer.Typer(
     no_args_is_help=True, help="The embedded models: train them, test the recipe, read their card."
 )
 app.add_typer(embedded, name="embedded")
+app.add_typer(data, name="data")
 
 PASS_ON = {
     "allow_extra_args": True,
@@ -355,7 +358,7 @@ def train(
     minutes: Annotated[
         float, typer.Option(help="Stop after so long; the next call goes on from there.")
     ] = math.inf,
-    tokens: Annotated[float, typer.Option(help="Length of the training; more goes on where less ended.")] = 4.5e6,
+    tokens: Annotated[float, typer.Option(help="Length of the training; more goes on where less ended.")] = 7.5e6,
     folder: Annotated[
         Path | None, typer.Option(help="Where checkpoints and the model go: build/embedded/NAME.")
     ] = None,
