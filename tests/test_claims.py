@@ -83,9 +83,8 @@ def test_gated_conva_controls_and_leaves_the_rest_alone(circle, pairs, gate):
     means = (
         wb.evaluate(circle, methods, questions).groupby("method")[["csr", "fr"]].mean()
     )
-    # The aim for these models is a rise of .4; the card tells how far they came. Here: surely more than .25.
     n = int((questions["split"] == "test").sum())
-    assert wb.evaluation.newcombe(means.loc["ConVA", "csr"], n, means.loc["Base", "csr"], n)[0] > 0.25
+    assert wb.evaluation.newcombe(means.loc["ConVA", "csr"], n, means.loc["Base", "csr"], n)[0] > 0.4
     assert means.loc["ConVA", "fr"] >= means.loc["Base", "fr"] - 0.02
 
     unrelated = wb.load_unrelated("embedded")
