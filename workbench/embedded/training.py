@@ -15,9 +15,10 @@ Four things differ from ordinary training, and only in training (why: see the mo
    training (Geiger et al. 2022), which makes the readable position the one that answers follow.
 4. *Known law.* Where the grammar chooses, the target is its own distribution and not the sample (`targets.py`).
 
-The schedule counts tokens, so a run is reproducible; a checkpoint is written about every five minutes and an
-interrupted run goes on from it. A finished run goes on where `tokens` is raised: the learning rate rises to its
-place in the longer schedule and falls to zero again. `training.json` tells the stages.
+After each pool of documents the losses of unrelated answers are measured, and the next pool gets more documents of
+the kinds that are known least. The schedule counts tokens, so a run is reproducible; a checkpoint is written about
+every five minutes and an interrupted run goes on from it. A finished run goes on where `tokens` is raised: the
+learning rate rises to its place in the longer schedule and falls to zero again. `training.json` tells the stages.
 """
 
 import json
@@ -152,8 +153,8 @@ def train(
     if checkpoint.exists():
         progress |= _load_checkpoint(checkpoint, model, readout, optimisers)
         say(f"{name}: going on from {progress['tokens'] / 1e6:.2f}M tokens")
-    if tokens > progress["tokens"]:
-        progress["stages"] = sorted({*progress.get("stages", []), tokens})
+    if tokens > progress["tokens"] and progress.get("stages", [])[-1:] != [tokens]:
+        progress["stages"] = [*progress.get("stages", []), tokens]
     run = torch.compile(forward) if compiled else forward
     if compiled:
         torch._dynamo.config.recompile_limit = 4 * len(LENGTHS)
