@@ -220,8 +220,10 @@ class _Auditor:
         return pd.DataFrame(rows, columns=["likeness", "row", "side", "other_row", "other_side", "text", "other_text"])
 
     def _leaks(self) -> pd.DataFrame:
-        rows = [(i, self.pairs["value"][i], side, found[0], text)
-                for side in SIDES for i, text in self.pairs[side].items() if (found := LEAK.search(text))]  # fmt: skip
+        values = self.pairs["value"].tolist()
+        rows = [(i, values[i], side, found[0], text)
+                for side in SIDES for i, text in enumerate(self.pairs[side])
+                if (found := LEAK.search(text))]  # fmt: skip
         return pd.DataFrame(rows, columns=["row", "value", "side", "word", "text"])
 
     def _names(self) -> Counter[str]:
@@ -259,7 +261,7 @@ class _Auditor:
             "longer side / shorter side, highest": (float(self._ratio.max()), 0, "in words"),
             "words shared within a pair: mean": (float(self._overlap.mean()), 0, "Jaccard of the word sets"),
             "distinct word pairs on one side of a value, lowest": (
-                float(distinct.min()), 0, f"distinct-2, {distinct.idxmin()[0]}"),
+                float(distinct.min()), 0, f"distinct-2, {distinct.index[int(distinct.argmin())][0]}"),
             "distinct word pairs on one side of the set": (
                 min(_distinct(self.pairs[side]) for side in SIDES), 0, "falls with the number of words in any English"),
             "distinct word pairs over all texts": (_distinct(texts), 0, "two sides of a pair share words on purpose"),

@@ -29,15 +29,15 @@ class Encoded:
 
     def __init__(self, document: Document, pieces: list[list[int]], begin: int, law: Targets | None = None):
         ids, sentence, region, ends = [begin], [0], [0], [False]
-        self.laws: list[tuple[int, np.ndarray, np.ndarray]] = []
+        laws: list[tuple[int, np.ndarray, np.ndarray]] = []
         for i, (piece, tokens) in enumerate(zip(document.pieces, pieces, strict=True), start=1):
             if law and piece.law:
-                self.laws += [(len(ids) + place, *choice) for place, *choice in law(piece.law, tokens)]
+                laws += [(len(ids) + place, support, p) for place, support, p in law(piece.law, tokens)]
             ids += tokens
             sentence += [i] * len(tokens)
             region += [self.REGION[piece.tag]] * len(tokens)
             ends += [False] * (len(tokens) - 1) + [piece.tag in ("context", "prompt_end", "answer")]
-        self.ids, self.theta = ids, document.theta
+        self.ids, self.laws, self.theta = ids, laws, document.theta
         self.answer_theta = document.theta if document.answer_theta is None else document.answer_theta
         self.sentence, self.region, self.ends = np.array(sentence), np.array(region), np.array(ends)
         self.weight = np.ones(len(ids))
@@ -152,5 +152,5 @@ def _targets(members: list[Encoded], length: int) -> tuple[torch.Tensor, torch.T
         -e.weight[place] * float(probabilities @ np.log(probabilities))
         for e in members for place, _, probabilities in e.laws
     )  # fmt: skip
-    tensors = [torch.from_numpy(np.concatenate(x)) for x in (at, token, share)]
-    return *tensors[:2], (tensors[2] / weight).float(), entropy / weight, sum(len(e.ids) - 1 for e in members)
+    places, tokens, shares = (torch.from_numpy(np.concatenate(x)) for x in (at, token, share))
+    return places, tokens, (shares / weight).float(), entropy / weight, sum(len(e.ids) - 1 for e in members)

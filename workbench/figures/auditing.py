@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -54,16 +54,19 @@ def audit_figure(audits: Audit | Sequence[Audit]) -> go.Figure:
         fig.add_box(y=audit.overlap, x0=i, name=name, showlegend=False, row=2, col=1, boxpoints="outliers",
                     fillcolor=tint(colour, 0.25), line=dict(color=colour), marker=dict(size=4),
                     hoverinfo="y")  # fmt: skip
+    def line(row: int, col: int, y: float, **more: Any) -> None:
+        place: dict[str, Any] = dict(row=row, col=col)
+        fig.add_hline(y=y, **place, **more)
+
     for (row, col), criterion in (((1, 1), "words alone tell the sides: mean over values"),
                                   ((1, 2), "words of a value tell other values' sides"),
                                   ((2, 1), "words shared within a pair: mean")):  # fmt: skip
         bar = BARS[criterion]
-        fig.add_hline(y=bar.low or bar.high, line=dict(color=MARK, dash="dot", width=1.5), row=row, col=col,
-                      annotation=dict(text=f"bar {bar}", font=dict(color=MARK, size=11)),
-                      annotation_position="bottom right" if bar.low else "top right")  # fmt: skip
-    for col in (1, 2):
-        fig.add_hline(y=0.5, line=dict(color=FAINT, dash="dash", width=1), row=1, col=col)
-    fig.add_hline(y=0, line=dict(color=FAINT, dash="dash", width=1), row=2, col=2)
+        line(row, col, bar.low or bar.high or 0.0, line=dict(color=MARK, dash="dot", width=1.5),
+             annotation=dict(text=f"bar {bar}", font=dict(color=MARK, size=11)),
+             annotation_position="bottom right" if bar.low else "top right")  # fmt: skip
+    for row, col, y in ((1, 1, 0.5), (1, 2, 0.5), (2, 2, 0.0)):
+        line(row, col, y, line=dict(color=FAINT, dash="dash", width=1))
     for row, col in ((1, 1), (2, 1), (2, 2)):
         fig.update_xaxes(tickvals=list(range(len(sets))), ticktext=names, range=[-0.6, len(sets) - 0.4], showgrid=False,
                          row=row, col=col)  # fmt: skip
