@@ -3,6 +3,8 @@
 test_contracts.py.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -167,3 +169,17 @@ def test_a_method_of_another_size_is_refused(tiny_model, probes, tmp_path):
     steer = ConVA(fit_probes(deeper, pairs(), folds=3), VALUE, layers=[3])
     with pytest.raises(WorkbenchError, match="were to be used with llama"), steer.on(tiny_model()):
         pass
+
+
+def test_a_method_with_layers_must_say_what_it_adds(tiny_model):
+    """Forgotten, it would steer nothing in silence; without layers there is nothing to say."""
+
+    @dataclass(frozen=True, eq=False, repr=False)
+    class Forgetful(Intervention, abstract=True):
+        layers: tuple[int, ...] = (0, 1)
+
+    model = tiny_model("llama")
+    with pytest.raises(WorkbenchError, match="Forgetful was to steer layers 0-1.\nFound: a method that does not say"):
+        Forgetful().check(model)
+    Forgetful(layers=()).check(model)
+    Base().check(model)

@@ -54,12 +54,15 @@ class Intervention:
     # -- what a method defines -------------------------------------------------------------------------------
 
     def shift(self, layer: int, e: torch.Tensor) -> torch.Tensor:
-        """What is added to residuals e (..., d_model), float32, at one layer: same shape; exact zeros for nothing."""
-        raise NotImplementedError
+        """What is added to residuals e (..., d_model), float32, at one layer: same shape; exact zeros for nothing.
+
+        Here nothing is added, as methods that only edit the prompt do; one with layers must define it (`check`).
+        """
+        return torch.zeros_like(e)
 
     def redirect(self, layer: int, shift: torch.Tensor) -> torch.Tensor:
-        """For methods with `matched`: what is added where that method would add `shift`."""
-        raise NotImplementedError
+        """For methods with `matched`: what is added where that method would add `shift`; here the same."""
+        return shift
 
     def probability(self, layer: int, e: torch.Tensor) -> torch.Tensor | None:
         """P_V (...) of residuals, for the trace; None for methods without a probe."""
@@ -95,6 +98,12 @@ class Intervention:
 
     def check(self, model: Model) -> None:
         """WorkbenchError unless this intervention belongs to the model: weights of probes and gate, layers."""
+        if self.layers and type(self).shift is Intervention.shift:
+            raise WorkbenchError(
+                f"{self.name} was to steer layers {_ranges(self.layers)}.",
+                found="a method that does not say what it adds there",
+                do="Define shift(layer, e) in its class.",
+            )
         for part in self._parts().values():
             if isinstance(part, Probes | Gate | Intervention):
                 part.check(model)
