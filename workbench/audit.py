@@ -130,7 +130,7 @@ class _Auditor:
         blocks = [column for column in BLOCK if column in self.pairs]
         by_block = self._table(["value", *blocks]) if blocks else pd.DataFrame()
         return Audit(
-            self.name, self._criteria(), by_value, by_block, self._by_step, self._overlap, self._near(), self._leaks()
+            self.name, self._criteria(), by_value, by_block, self._by_step, self._overlap, self._near, self._leaks
         )
 
     # -- one figure per text or pair --------------------------------------------------------------------
@@ -203,8 +203,9 @@ class _Auditor:
         code = self.pairs["value"].map(self.values.index).to_numpy()
         return float(tfidf_hits(self.pairs["negative"].tolist(), code, self.fold).mean()), len(code)
 
-    def _near(self, most: int = 20) -> pd.DataFrame:
-        """The most alike texts of different rows: cosine of TF-IDF over words and word pairs."""
+    @cached_property
+    def _near(self) -> pd.DataFrame:
+        """The twenty most alike texts of different rows: cosine of TF-IDF over words and word pairs."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         texts = [*self.pairs["positive"], *self.pairs["negative"]]
@@ -212,13 +213,14 @@ class _Auditor:
         alike = (x @ x.T).tocoo()
         n = len(self.pairs)
         across = (alike.row < alike.col) & (alike.row % n != alike.col % n)
-        best = np.argsort(-alike.data * across, kind="stable")[:most]
+        best = np.argsort(-alike.data * across, kind="stable")[:20]
         best = best[across[best]]
         side = lambda i: SIDES[i // n]  # noqa: E731
         rows = [(float(alike.data[k]), i % n, side(i), j % n, side(j), texts[i], texts[j])
                 for k, i, j in zip(best, alike.row[best], alike.col[best], strict=True)]  # fmt: skip
         return pd.DataFrame(rows, columns=["likeness", "row", "side", "other_row", "other_side", "text", "other_text"])
 
+    @cached_property
     def _leaks(self) -> pd.DataFrame:
         values = self.pairs["value"].tolist()
         rows = [(i, values[i], side, found[0], text)
@@ -238,7 +240,7 @@ class _Auditor:
         from scipy.stats import binomtest
 
         n = len(self.pairs)
-        accuracy = self._hits.T.groupby(lambda _: 0).mean().iloc[0].groupby(self.pairs["value"]).mean()
+        accuracy = self._hits.mean(axis=1).groupby(self.pairs["value"]).mean()
         others = self._by_step.query("step > 0")["accuracy"]
         topic, topics = self._topic_leak()
         gap = self._mood["positive"] - self._mood["negative"]
@@ -246,9 +248,8 @@ class _Auditor:
         longer = float((np.sign(self.count["positive"] - self.count["negative"]) / 2 + 0.5).mean())
         one_side = self.pairs.melt("value", list(SIDES), "side", "text").groupby(["value", "side"])["text"]
         distinct = one_side.agg(_distinct)
-        near, leaks, names = self._near(1), self._leaks(), self._names()
+        near, leaks, names = self._near, self._leaks, self._names()
         texts = [*self.pairs["positive"], *self.pairs["negative"]]
-        shared = lambda column: self._evenness(column)  # noqa: E731
         found: dict[str, tuple[float, int, str]] = {
             "words alone tell the sides: mean over values": (float(accuracy.mean()), 2 * n, "TF-IDF, out of fold"),
             "words alone tell the sides: highest value": (float(accuracy.max()), 0, str(accuracy.idxmax())),
@@ -268,8 +269,8 @@ class _Auditor:
             "likeness of two rows, highest": (
                 float(near["likeness"].max()) if len(near) else 0.0, 0, "TF-IDF cosine"),
             "texts that name a value": (float(len(leaks)), 0, ", ".join(leaks["word"].head(3))),
-            "blocks: smallest / largest": shared(BLOCK),
-            "domains: smallest / largest": shared(("domain",)),
+            "blocks: smallest / largest": self._evenness(BLOCK),
+            "domains: smallest / largest": self._evenness(("domain",)),
             "names: share of the commonest": (
                 names.most_common(1)[0][1] / n if names else 0.0, 0, f"{len(names)} names"),
         }  # fmt: skip
