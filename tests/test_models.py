@@ -209,7 +209,7 @@ def test_instructions_belong_to_the_world(tiny_model, folder):
 
 def test_embedded_names_lead_to_the_worlds_folder(tiny_folder, monkeypatch):
     asked = []
-    monkeypatch.setattr("workbench.models.data_path", lambda *parts: asked.append(parts) or tiny_folder("llama"))
+    monkeypatch.setattr("workbench.checkpoints.data_path", lambda *parts: asked.append(parts) or tiny_folder("llama"))
     model = load_model("embedded:confirm")
     assert asked == [("embedded", "confirm")]
     assert (model.name, model.world, model.provenance["world"]) == ("embedded:confirm", "confirm", "confirm")
@@ -255,12 +255,12 @@ def test_device_and_dtype_come_with_their_reason(tiny_model, tiny_folder):
 
 
 def test_large_models_keep_the_checkpoints_own_dtype(folder, monkeypatch):
-    from workbench import models
+    from workbench import checkpoints
 
     edit_json(folder / "config.json", dtype="bfloat16")
     with (folder / "model-2.safetensors").open("wb") as sparse:
         sparse.truncate(9 * 10**9)  # takes no room on the disk
-    assert models._choose(folder, "cpu", None)[1:] == (
+    assert checkpoints.choose(folder, "cpu", None)[1:] == (
         torch.bfloat16,
         "cpu (as asked), bfloat16 (the checkpoint's own; float32 only up to 4G parameters)",
     )
@@ -400,3 +400,31 @@ def test_craftgpt_loads_renders_and_speaks(craftgpt):
 def test_seeds_make_different_tiny_models(tmp_path):
     one, other = (load_model(make(tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert one.fingerprint != other.fingerprint
+
+
+def test_a_device_map_reaches_the_model(tiny_folder):
+    """All parts on the CPU, the only device here: what is loaded is the same model, hooks of accelerate and all."""
+    plain = load_model(tiny_folder("llama"))
+    parts = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3)), "model.norm", "model.rotary_emb", "lm_head"]
+    for device_map in ({"": "cpu"}, dict.fromkeys(parts, "cpu")):
+        spread = load_model(tiny_folder("llama"), device_map=device_map)
+        assert spread.reason.startswith("spread over cpu") and spread.fingerprint == plain.fingerprint
+        assert spread.device == plain.device
+        ids = torch.tensor([[1, 20, 30]])
+        assert torch.equal(spread.twin(ids).logits, plain.twin(ids).logits)
+        assert load_model(**spread.source).fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device_map": {"": "disk"}}, "device_map={'': 'disk'}.*\nFound: .*disk"),
+        ({"device_map": {"": "cpu"}, "device": "cpu"}, "mutually exclusive"),
+        ({"n_devices": 2}, "n_devices=2"),
+    ],
+)
+def test_what_cannot_be_spread(tiny_folder, settings, message):
+    if torch.cuda.device_count() > 1:
+        pytest.skip("two GPUs: n_devices=2 can be met")
+    with pytest.raises(WorkbenchError, match=message):
+        load_model(tiny_folder("llama"), **settings)

@@ -9,8 +9,7 @@ at load proves that both agree.
 import contextlib
 import copy
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -20,15 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checkpoints import TOLERANCE, WORLDS, check_folder, choose, dtype_name, find, told
 from .errors import WorkbenchError
-from .prompts import data_path, published_instruction
+from .prompts import published_instruction
 from .values import check_value
 
-WORLDS = ("circle", "scrambled", "confirm")
 ENGINES = ("huggingface", "transformer-lens")
-# Largest relative difference of bridge and twin that the check at load accepts.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-FOLDER = "a folder with config.json, model.safetensors and tokenizer files"
 HASH_WHOLE = 1 << 28  # bytes up to which the fingerprint reads everything
 
 
@@ -44,6 +40,8 @@ class Model:
     blocks: the twin's decoder blocks; the output of block l is `blocks.l.hook_resid_post`.
     bos_id: the BOS with which the tokenizer begins every text, None if it writes none.
     context: longest text in tokens. reason: of device and dtype. agreement: what the check at load measured.
+    source: the arguments with which `load_model` loads it again, on another machine too; not for provenance, since
+        it names the folder.
     """
 
     name: str
@@ -57,6 +55,7 @@ class Model:
     world: str | None = None
     revision: str | None = None
     agreement: dict[str, float] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         self.active: list[Any] = []  # the interventions that are on, in their order
@@ -92,6 +91,20 @@ class Model:
             raise WorkbenchError(f"The MLP neurons of layer {layer} of {self.name} were asked for.",
                                  found=f"{type(self.twin).__name__} has no single down projection there",
                                  allowed="models with one dense MLP per layer") from None
+
+    def second_norm(self, layer: int) -> nn.Module:
+        """The twin's module in one layer whose input is `blocks.l.hook_resid_mid`, the residual between its halves.
+
+        Raises WorkbenchError for an unknown layer, and for parallel blocks, which have no such place.
+        """
+        (layer,) = self.check_layers([layer])
+        alias = self.bridge.blocks[layer].hook_aliases.get("hook_resid_mid")
+        if alias is None:
+            raise WorkbenchError(f"resid_mid of layer {layer} of {self.name} was asked for.",
+                                 found="attention and MLP side by side, with nothing between them",
+                                 allowed="resid_pre or resid_post")
+        part = self.bridge.adapter.component_mapping["blocks"].submodules[alias.split(".")[0]]
+        return self.blocks[layer].get_submodule(part.name)
 
     def check_layers(self, layers: Iterable[int] | None) -> list[int]:
         """The layers as a list of ints (None: all). WorkbenchError for an unknown one; -1 is unknown too."""
@@ -215,7 +228,7 @@ class Model:
             "fingerprint": self.fingerprint,
             "revision": self.revision or "",
             "world": self.world or "",
-            "dtype": _name(self.dtype),
+            "dtype": dtype_name(self.dtype),
             "device": self.device.type,
             "weights": "raw",
             "template": hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else "",
@@ -230,7 +243,8 @@ def residual(output: Any) -> torch.Tensor:
 
 def load_model(
     name: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
-    engine: str = "huggingface", revision: str | None = None,
+    engine: str = "huggingface", revision: str | None = None, n_devices: int | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> Model:
     """Load a model by name: "embedded:circle|scrambled|confirm", a local folder, or a Hugging Face name.
 
@@ -239,23 +253,34 @@ def load_model(
         checkpoint's own beyond. `Model.reason` says why.
     engine: who generates, "huggingface" (the twin) or "transformer-lens" (the bridge).
     revision: branch, tag or commit of a Hugging Face name.
+    n_devices, device_map: spread a model that is larger than one GPU, instead of `device`: over so many GPUs, or as
+        Hugging Face's device maps say; TransformerLens resolves both. Tried with every part on the CPU only.
 
     Only safetensors weights are read, and no code from the model's folder is run. Raises WorkbenchError, with
     one clear sentence each, for whatever cannot be loaded, and when bridge and twin disagree.
     """
     if engine not in ENGINES:
         raise WorkbenchError(f"Engine {engine!r} was asked for.", allowed=", ".join(map(repr, ENGINES)))
-    folder, shown, world, revision = _find(name, revision)
-    _check_folder(folder, shown)
-    place, kind, reason = _choose(folder, device, dtype)
-    loaded, tokenizer = _read(folder, shown, kind)
-    loaded.to(place).eval().requires_grad_(False)
+    folder, shown, world, revision = find(name, revision)
+    check_folder(folder, shown)
+    spread = _spread(n_devices, device_map, device)
+    place, kind, reason = choose(folder, device, dtype)
+    loaded, tokenizer = _read(folder, shown, kind, spread)
+    if spread:
+        place = loaded.get_input_embeddings().weight.device
+        reason = f"spread over {', '.join(sorted({str(p.device) for p in loaded.parameters()}))}; {reason}"
+    else:
+        loaded.to(place)
+    loaded.eval().requires_grad_(False)
     # The memo makes the copy keep the very same parameters; it must come before bridging changes the modules.
     twin = copy.deepcopy(loaded, {id(parameter): parameter for parameter in loaded.parameters()})
     bridge = _bridge(loaded, folder, shown, tokenizer)
     if getattr(twin.config, "workbench_world", None) in WORLDS:  # a checkpoint in training, outside its place
         world = world or twin.config.workbench_world
-    model = Model(shown, bridge, twin, tokenizer, place, kind, reason, engine, world, revision)
+    where = {"n_devices": n_devices, "device_map": device_map} if spread else {"device": str(place)}
+    source = {"name": name if world or revision else str(folder.resolve()), "dtype": dtype_name(kind),
+              "engine": engine, "revision": revision, **where}
+    model = Model(shown, bridge, twin, tokenizer, place, kind, reason, engine, world, revision, source=source)
     model.agreement = self_check(model)
     return model
 
@@ -292,118 +317,39 @@ def self_check(model: Model) -> dict[str, float]:
             f"{model.name} was to be read by TransformerLens and to speak as its Hugging Face twin.",
             found=f"they differ: logits by {words:.1e}, resid_post by {worst:.1e} (relative)"
             + (f"; never fired: {', '.join(silent)}" if silent else ""),
-            allowed=f"{allowed:.0e} in {_name(model.dtype)}",
+            allowed=f"{allowed:.0e} in {dtype_name(model.dtype)}",
             do="Try dtype='float32'; if they still differ, TransformerLens misreads this architecture.")
     return {"logits": words, "resid_post": worst, "tolerance": allowed}
 
 
-def _find(name: str | Path, revision: str | None) -> tuple[Path, str, str | None, str | None]:
-    """Folder on disk, name to show, embedded world, commit."""
-    path, text, asked = Path(name).expanduser(), str(name), f"The model {str(name)!r} was asked for."
-    world = text.removeprefix("embedded:") if text.startswith("embedded:") else None
-    if world is None and not path.is_dir():
-        if isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1:
-            raise WorkbenchError(asked, found="no such folder", allowed=FOLDER)
-        folder = _download(text, revision)
-        return folder, text, None, folder.name
-    if revision:
-        raise WorkbenchError(asked, found=f"revision {revision!r}, which only Hugging Face names have")
-    if world is None:
-        return path, path.resolve().name, None, None  # the name travels with results: no paths in it
-    if world not in WORLDS:
-        raise WorkbenchError(asked, allowed=", ".join(f"embedded:{known}" for known in WORLDS))
-    return data_path("embedded", world), text, world, None
+def _spread(n_devices: int | None, device_map: Any, device: Any) -> dict[str, Any]:
+    """What `from_pretrained` is told to spread a model over devices; empty where it goes whole to one."""
+    from transformer_lens.utilities.multi_gpu import resolve_device_map
+
+    with told(f"A model on n_devices={n_devices}, device_map={device_map!r}, device={device!r} was asked for.",
+              "one device, or a device map without disk, or as many devices as there are GPUs"):
+        resolved, memory = resolve_device_map(n_devices, device_map, device)
+        if {"disk", "meta"} & set(resolved.values() if isinstance(resolved, dict) else ()):
+            raise ValueError("parts on disk, where hooks and shared weights cannot reach them")
+    return {} if resolved is None else {"device_map": resolved, **({"max_memory": memory} if memory else {})}
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Folder of a Hugging Face name, from the cache or the network: configuration, tokenizer, safetensors."""
-    from huggingface_hub import errors, snapshot_download
-
-    wanted = ["*.json", "*.jinja", "*.txt", "tokenizer*", "model*.safetensors"]
-    do = "Names are owner/name, as on huggingface.co; a local folder and 'embedded:circle' need no network."
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
-    except errors.GatedRepoError:
-        found, do = "a licence to accept first", f"Accept it on huggingface.co/{name} and set HF_TOKEN."
-    except errors.RevisionNotFoundError:
-        found, do = f"the model, but no revision {revision!r} of it", None
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        found = "no public model and no local folder of that name"
-    except Exception as problem:  # the client's network errors changed with its releases: all mean the same
-        found = f"no local folder of that name, and no way to Hugging Face ({type(problem).__name__})"
-    raise WorkbenchError(f"The Hugging Face model {name!r} was asked for.", found=found, do=do)
-
-
-def _check_folder(folder: Path, shown: str) -> None:
-    """WorkbenchError unless the folder holds a configuration and safetensors weights of its own."""
-    index = folder / "model.safetensors.index.json"
-    asked = f"The model {shown!r} was asked for."
-    if not (folder / "config.json").is_file():
-        raise WorkbenchError(asked, found="no config.json in its folder", allowed=FOLDER)
-    if (folder / "model.safetensors").is_file():
-        return
-    if index.is_file():
-        with _told(asked, f"a {index.name} that names its shards"):
-            shards = {str(shard) for shard in json.loads(index.read_text())["weight_map"].values()}
-        # A path that leaves the folder is as wrong as a shard that is not there.
-        bad = sorted(name for name in shards if Path(name).name != name or not (folder / name).is_file())
-        if bad:
-            raise WorkbenchError(asked, found=f"{index.name} names {', '.join(bad[:3])}, not in the folder",
-                                 allowed="safetensors files beside the index", do="Download it again.")
-    elif pickled := sorted(path.name for path in folder.glob("*.bin")):
-        convert = ("from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
-                   f"[c.from_pretrained('{folder}').save_pretrained('{folder}-safetensors') for c in (M, T)]")
-        raise WorkbenchError(asked, found=f"only {', '.join(pickled[:3])}, which can run code when opened",
-                             allowed="safetensors weights",
-                             do=f'If you trust it, convert it once: python -c "{convert}"')
-    else:
-        raise WorkbenchError(asked, found="no model.safetensors in its folder", allowed=FOLDER)
-
-
-def _choose(folder: Path, device: Any, dtype: Any) -> tuple[torch.device, torch.dtype, str]:
-    """Device and dtype with the reason for each, decided once, before any weight is read."""
-    cuda = torch.cuda.is_available()
-    try:
-        place = torch.device(device or ("cuda" if cuda else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, TypeError) as problem:
-        raise WorkbenchError(f"Device {str(device)!r} was asked for.", found=_line(problem),
-                             allowed="'cpu'" + ", 'cuda'" * cuda) from None
-    why = f"{place} ({'as asked' if device else 'a GPU is there' if cuda else 'no CUDA GPU'})"
-    kinds = {_name(kind): kind for kind in TOLERANCE}
-    if dtype is not None:
-        if _name(dtype) not in kinds:
-            raise WorkbenchError(f"dtype {_name(dtype)!r} was asked for.", allowed=", ".join(kinds))
-        return place, kinds[_name(dtype)], f"{why}, {_name(dtype)} (as asked)"
-    with _told("A model's config.json was to be read.", "a JSON object"):
-        config = json.loads((folder / "config.json").read_text())
-        own = str(config.get("dtype") or config.get("torch_dtype"))
-    stored = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    billions = stored / (2 if own in ("float16", "bfloat16") else 4) / 1e9
-    limit, note = 1 if place.type == "cuda" else 4, "the checkpoint's own"
-    if billions <= limit or own not in kinds or own == "float32":
-        return place, torch.float32, f"{why}, float32 (exact; {billions * 1e3:,.1f}M parameters)"
-    if own == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        own, note = "float16", "this GPU has no bfloat16"
-    return place, kinds[own], f"{why}, {own} ({note}; float32 only up to {limit}G parameters)"
-
-
-def _read(folder: Path, shown: str, kind: torch.dtype) -> tuple[Any, Any]:
-    """Hugging Face model, on the CPU, and tokenizer of a folder."""
+def _read(folder: Path, shown: str, kind: torch.dtype, spread: dict[str, Any]) -> tuple[Any, Any]:
+    """Hugging Face model, on the CPU unless spread, and tokenizer of a folder."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     asked = f"The model {shown!r} was asked for."
     do = "Check that config.json and weights are whole and match."
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _told(asked, "a causal language model without code of its own", "Check config.json."):
+    with told(asked, "a causal language model without code of its own", "Check config.json."):
         config = AutoConfig.from_pretrained(str(folder), **safe)
-    with _told(f"The tokenizer of {shown!r} was asked for.", "tokenizer.json or other tokenizer files"):
+    with told(f"The tokenizer of {shown!r} was asked for.", "tokenizer.json or other tokenizer files"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **safe)
-    with _told(asked, "a causal language model", do):
+    with told(asked, "a causal language model", do):
         # Eager as in the bridge: sdpa differs from it by up to 1e-2 in bfloat16.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), config=config, dtype=kind, attn_implementation="eager", use_safetensors=True,
-            ignore_mismatched_sizes=True, output_loading_info=True, **safe)
+            ignore_mismatched_sizes=True, output_loading_info=True, **spread, **safe)
     model, report = loaded
     # transformers fills what is missing or of another shape with random numbers, and goes on
     if bad := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
@@ -414,37 +360,9 @@ def _read(folder: Path, shown: str, kind: torch.dtype) -> tuple[Any, Any]:
 def _bridge(model: Any, folder: Path, shown: str, tokenizer: Any) -> Any:
     """TransformerBridge round a loaded model, whose modules it changes in place."""
     asked = f"{shown!r} ({type(model).__name__}) was to be read by TransformerLens."
-    with _told(asked, "the architectures that TransformerLens supports"):
+    with told(asked, "the architectures that TransformerLens supports"):
         from transformer_lens.model_bridge import TransformerBridge
 
         return TransformerBridge.boot_transformers(
             str(folder), hf_model=model, tokenizer=copy.deepcopy(tokenizer),
             device=str(model.device), dtype=model.dtype)
-
-
-@contextlib.contextmanager
-def _told(asked: str, allowed: str, do: str | None = None) -> Iterator[None]:
-    """Without transformers' loading bars and advice; whatever fails inside becomes one WorkbenchError."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    except Exception as problem:
-        raise WorkbenchError(asked, _line(problem), allowed, do) from problem
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _line(problem: BaseException) -> str:
-    """First line of another library's error, with the next where it only announces it."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    return " ".join(lines[: 1 + lines[0].endswith(":")])
-
-
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
