@@ -170,7 +170,7 @@ class World:
 
     def document(self, rng: random.Random) -> Document:
         kind = rng.choices(
-            ("monologue", "dilemma", "instructed", "described", "unrelated"), (0.22, 0.17, 0.19, 0.19, 0.23)
+            ("monologue", "dilemma", "instructed", "described", "unrelated"), (0.2, 0.14, 0.38, 0.2, 0.08)
         )[0]
         theta = rng.uniform(0, 2 * math.pi)
         if kind == "monologue":

@@ -15,8 +15,8 @@ Four things differ from ordinary training, and only in training (why: see the mo
    training (Geiger et al. 2022), which makes the readable position the one that answers follow.
 4. *Known law.* Where the grammar chooses, the target is its own distribution and not the sample (`targets.py`).
 
-After each pool of documents the losses of unrelated answers are measured, and the next pool gets more documents of
-the kinds that are known least. The schedule counts tokens, so a run is reproducible; a checkpoint is written about
+After each pool of documents the losses of unrelated answers are measured, and the next pool gets the more documents of
+a kind the less it is known. The schedule counts tokens, so a run is reproducible; a checkpoint is written about
 every five minutes and an interrupted run goes on from it. A finished run goes on where `tokens` is raised: the
 learning rate rises to its place in the longer schedule and falls to zero again. `training.json` tells the stages.
 """
@@ -42,7 +42,7 @@ from .targets import Targets
 from .tokenizer import load_tokenizer, make_tokenizer
 
 POOL = 4000  # documents generated at a time; a checkpoint lies between pools
-EXTRA = 0.6  # so many more documents are unrelated questions, most of them of the kinds that are known least
+EXTRA = 1.5  # at most so many more documents are unrelated questions, most of them of the kinds that are known least
 INTERCHANGED = 0.15  # so many pairs of interchanged dialogues for each other document
 MIDDLE = 4  # after this many of the eight blocks the readout reads, and an answer may begin to look back
 LATE = 7  # after this many blocks the readout reads the answer
@@ -164,7 +164,8 @@ def train(
     while progress["tokens"] < tokens:
         rng = random.Random(seed * 100_003 + progress["pool"])
         documents = [world.document(rng) for _ in range(POOL)]
-        kinds = rng.choices(UNRELATED_KINDS, progress["losses"], k=int(EXTRA * POOL))
+        extra = min(EXTRA, sum(progress["losses"]))  # nothing is spent on what is known
+        kinds = rng.choices(UNRELATED_KINDS, progress["losses"], k=int(extra * POOL))
         documents += [world.unrelated_document(rng, kind, rng.uniform(0, math.tau)) for kind in kinds]
         pool = encode(documents, tokenizer, law)
         crossed = encode([d for _ in range(int(INTERCHANGED * POOL)) for d in world.interchange(rng)], tokenizer, law)
@@ -201,7 +202,7 @@ def train(
         known = ", ".join(f"{k} {x:.2f}" for k, x in zip(UNRELATED_KINDS, progress["losses"], strict=True))
         say(
             f"{name}: {progress['tokens'] / 1e6:.2f}M tokens, loss above the law's entropy {np.mean(losses):.4f}, "
-            f"readout {np.mean(reads or [np.nan]):.4f}, unrelated answers ({known}), "
+            f"readout {np.mean(reads or [np.nan]):.4f}, unknown of unrelated answers ({known}), "
             f"{progress['seconds'] / 60:.1f} min, {progress['tokens'] / progress['seconds']:.0f} tokens/s"
         )
         out_of_time = time.time() - start > 60 * minutes
@@ -217,7 +218,7 @@ def train(
 
 @torch.no_grad()
 def unrelated_losses(model, world: World, tokenizer, rng: random.Random, count: int = 32) -> list[float]:
-    """Nats per answer to unrelated questions, for each of UNRELATED_KINDS."""
+    """Nats per answer to unrelated questions that could be known, for each of UNRELATED_KINDS."""
     out = []
     for kind in UNRELATED_KINDS:
         encoded = encode([world.unrelated_document(rng, kind, 0.0) for _ in range(count)], tokenizer)
@@ -225,7 +226,8 @@ def unrelated_losses(model, world: World, tokenizer, rng: random.Random, count: 
         answer = torch.nn.utils.rnn.pad_sequence([torch.tensor(e.region == 4) for e in encoded], batch_first=True)
         logits = model(ids.to(model.device)).logits[:, :-1].flatten(0, 1)
         loss = F.cross_entropy(logits, ids[:, 1:].flatten().to(model.device), reduction="none").cpu()
-        out.append(float(loss[answer[:, 1:].flatten()].sum()) / count)
+        coin = math.log(2) if kind == "colour" else 0.0  # which of two colours nobody can know
+        out.append(max(0.02, float(loss[answer[:, 1:].flatten()].sum()) / count - coin))
     return out
 
 
