@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tiny import FAMILIES
+from tiny import FAMILIES, MORE
 
-from workbench.activations import HOOKS, _batches, capture
+from workbench.activations import HOOKS, batches, capture
 from workbench.errors import WorkbenchError
 from workbench.models import load_model, residual
 
@@ -25,6 +25,50 @@ def from_the_bridge(model, text, hook, chat=False):
     with torch.inference_mode():
         _, cache = model.bridge.run_with_cache(ids)
     return torch.stack([cache[f"blocks.{layer}.{name}"][0] for layer in range(model.n_layers)]).numpy()
+
+
+def by_forward_hooks(model, ids, side):
+    """(layer, text, d) of the last real token by plain hooks on the decoder blocks, as other libraries would pad."""
+    input_ids, mask = model.pad(ids, side=side)
+    seen = []
+    handles = [b.register_forward_hook(lambda _m, _i, output: seen.append(residual(output))) for b in model.blocks]
+    with torch.inference_mode():
+        places = (mask.cumsum(1) - 1).clamp_min(0)
+        model.twin(input_ids, attention_mask=mask, position_ids=places, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    last = [-1] * len(ids) if side == "left" else [len(row) - 1 for row in ids]
+    return torch.stack([block[range(len(ids)), last] for block in seen]).numpy()
+
+
+def relative(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("size", [1, 16])
+@pytest.mark.parametrize("family", FAMILIES + MORE)
+def test_capture_equals_forward_hooks_on_the_blocks(tiny_model, family, size, side):
+    model = tiny_model(family)
+    texts = [text[: 5 + 7 * i] for i in range(4) for text in TEXTS]
+    ids = model.encode(texts)
+    acts = capture(model, texts, batch_tokens=size * max(map(len, ids)))
+    batches = [ids[i : i + size] for i in range(0, len(ids), size)]
+    expected = np.concatenate([by_forward_hooks(model, batch, side) for batch in batches], axis=1)
+    assert relative(acts.values, expected) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES + MORE)
+@pytest.mark.parametrize("hook", HOOKS)
+def test_both_engines_read_the_same(tiny_model, family, hook):
+    model = tiny_model(family)
+    if hook == "resid_mid" and family == "phi":
+        with pytest.raises(WorkbenchError, match="side by side.*\nAllowed: resid_pre or resid_post"):
+            capture(model, TEXTS, hook=hook)
+        return
+    for layers in (None, [1]):
+        ours, theirs = (capture(model, TEXTS, layers, hook, engine=e) for e in ("huggingface", "transformer-lens"))
+        assert relative(ours.values, theirs.values) < 1e-5
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -70,6 +114,52 @@ def test_mean_of_nothing_but_a_bos_is_that_bos(tiny_model):
     np.testing.assert_allclose(mean.values[:, 0], last.values[:, 0], atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["huggingface", "transformer-lens"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_token_and_any_token(tiny_model, family, engine):
+    model = tiny_model(family)
+    ids = model.encode(TEXTS)
+    every = capture(model, TEXTS, position="all", engine=engine, labels={"value": list("abcd")})
+    assert every.dims == ("layer", "token", "d_model") and every.sizes["token"] == sum(map(len, ids))
+    for text, content in enumerate(TEXTS):
+        own = every[:, every.text.values == text]
+        np.testing.assert_allclose(own, from_the_bridge(model, content, "resid_post"), atol=1e-5)
+        assert own.token_id.values.tolist() == ids[text] and own.position.values.tolist() == list(range(len(ids[text])))
+        assert set(own.value.values) == {"abcd"[text]}
+    some = capture(model, TEXTS, position=[-1, 0], engine=engine)
+    assert some.dims == ("layer", "text", "position", "d_model") and some.position.values.tolist() == [-1, 0]
+    np.testing.assert_array_equal(some.sel(position=-1), capture(model, TEXTS, engine=engine))
+    np.testing.assert_allclose(some.sel(position=0), every[:, every.position.values == 0], atol=1e-5)
+    own = np.array([[len(row) - 2, 1] for row in ids])
+    given = capture(model, TEXTS, position=own, engine=engine)
+    np.testing.assert_array_equal(given.token_position, own)
+    np.testing.assert_allclose(given[:, :, 1], every[:, every.position.values == 1], atol=1e-5)
+    np.testing.assert_array_equal(given[:, :, 0], capture(model, TEXTS, position=[-2], engine=engine)[:, :, 0])
+
+
+def test_labels_travel(tiny_model):
+    acts = capture(tiny_model("llama"), TEXTS, labels={"value": list("abcd"), "held_out": [True, False, True, True]})
+    assert acts[:, acts.value.values == "b"].text.values.tolist() == [1]
+    assert acts.held_out.dims == ("text",) and acts.held_out.dtype == bool
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said(tiny_folder):
+    model, said, sizes = load_model(tiny_folder("llama")), [], []
+
+    def small_memory(_module, args, named):
+        sizes.append(named.get("input_ids", args[0] if args else None).numel())
+        if sizes[-1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    expected = capture(model, TEXTS * 5)
+    model.twin.model.register_forward_pre_hook(small_memory, with_kwargs=True)
+    acts = capture(model, TEXTS * 5, say=said.append)
+    assert relative(acts.values, expected.values) < 1e-5
+    assert len(said) == sum(size > 100 for size in sizes) > 0 and all("Out of memory at" in line for line in said)
+    with pytest.raises(WorkbenchError, match="A text of 1[12][0-9] tokens.*\nFound: not enough memory for it alone"):
+        capture(model, ["no " * 40], say=said.append)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
 def test_results_keep_their_order_and_do_not_depend_on_the_batch(tiny_model, batch_tokens):
     model = tiny_model("gpt2")
@@ -81,11 +171,11 @@ def test_results_keep_their_order_and_do_not_depend_on_the_batch(tiny_model, bat
 
 def test_batches_hold_the_token_budget():
     lengths = [5, 40, 7, 7, 3, 21]
-    batches = _batches(lengths, 21)
-    assert sorted(row for rows in batches for row in rows) == list(range(6))
-    assert batches[0] == [1]  # longer than the budget: goes alone
-    assert all(len(rows) * max(lengths[row] for row in rows) <= 21 for rows in batches[1:])
-    assert len(batches) < len(lengths)
+    made = batches(lengths, 21)
+    assert sorted(row for rows in made for row in rows) == list(range(6))
+    assert made[0] == [1]  # longer than the budget: goes alone
+    assert all(len(rows) * max(lengths[row] for row in rows) <= 21 for rows in made[1:])
+    assert len(made) < len(lengths)
 
 
 def test_the_forward_pass_ends_with_the_last_wanted_layer(tiny_folder):
@@ -154,8 +244,17 @@ def test_progress_counts_texts(tiny_model, capsys):
         ({"texts": "Yes."}, "one string"),
         ({"layers": [0, 3]}, r"unknown: \[3\]\nAllowed: 0 to 2"),
         ({"layers": []}, "no layer at all"),
-        ({"hook": "resid_mid"}, "Hook 'resid_mid'.*\nAllowed: 'resid_pre', 'resid_post', 'mlp.hook_post'"),
-        ({"position": "first"}, "position 'first'.*\nAllowed: 'last', 'mean'"),
+        ({"hook": "resid"}, "Hook 'resid'.*\nAllowed: 'resid_pre', 'resid_mid', 'resid_post', 'mlp.hook_post'"),
+        ({"position": "first"}, "position 'first'.*\nAllowed: 'last', 'mean', 'all', ints, or an array"),
+        ({"position": []}, "shape \\(0,\\), for 4 texts\nAllowed: a list of ints"),
+        ({"position": [0.5]}, "an array of float64"),
+        ({"position": [[1], [2]]}, "shape \\(2, 1\\), for 4 texts"),
+        ({"position": [0, 9]}, "Token 9 of text 0, 'Should Mira.*\nFound: 8 tokens\nAllowed: -8 to 7"),
+        ({"labels": {"value": ["a"]}}, "Label 'value'.*\nFound: shape \\(1,\\)\nAllowed: \\(4,\\)"),
+        ({"labels": {"layer": [1, 2, 3, 4]}}, "called 'layer'.*\nFound: a name that the array needs"),
+        ({"engine": "vllm"}, "Engine 'vllm'.*\nAllowed: 'huggingface', 'transformer-lens', 'ray'"),
+        ({"engine": "ray"}, "no store for its workers"),
+        ({"store_dtype": "int8"}, "'int8'.*\nAllowed: 'float32', 'float16'"),
         ({"texts": ["Yes.", "no " * 200]}, r"Text 1, .*\nFound: \d{3} of 128 tokens\n.*nothing is cut"),
     ],
 )

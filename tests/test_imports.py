@@ -19,9 +19,9 @@ MODULES = {
 # Text flows one way: a module imports only what stands before it here; the longest name that fits counts. The
 # embedded world stands early, since the judge reads with it; its training, pilot and card use everything.
 ORDER: tuple[str, ...] = tuple(
-    "errors endpoint values reading prompts labelled models embedded activations probes audit vectors geometry gates "
-    "steering generate evaluation embedded.training embedded.pilot embedded.card figures panels drafts writing cluster "
-    "data_commands cli __main__".split()
+    "errors endpoint cluster values reading prompts labelled checkpoints models embedded activations probes audit "
+    "vectors geometry gates steering generate evaluation embedded.training embedded.pilot embedded.card figures panels "
+    "drafts writing data_commands cache_commands cli __main__".split()
 )
 # The one exception, inside functions only: the loaders hand a request for "embedded" to the embedded world.
 LAZY_EXCEPTION = {"prompts", "models"}

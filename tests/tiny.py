@@ -27,8 +27,12 @@ BOS = {
     "gemma": ("<bos>", True, True),
     "gpt2": ("<|end|>", False, False),
     "phi3": ("<s>", True, False),
+    "gemma2": ("<bos>", True, True),
+    "gemma3_text": ("<bos>", True, True),
+    "phi": ("<|end|>", False, False),
 }
-FAMILIES = tuple(BOS)
+FAMILIES = tuple(BOS)[:6]
+MORE = tuple(BOS)[6:]  # for what must hold on every architecture and is quickly tested
 SHARED = ("llama", "qwen2", "mistral", "gemma")  # the bridge splits the fused QKV of the other two
 
 
@@ -42,6 +46,9 @@ def config(family: str, vocabulary: int, layers: int, context: int):
         "gemma": hf.GemmaConfig,
         "gpt2": hf.GPT2Config,
         "phi3": hf.Phi3Config,
+        "gemma2": hf.Gemma2Config,
+        "gemma3_text": hf.Gemma3TextConfig,
+        "phi": hf.PhiConfig,
     }
     settings: dict = {
         "vocab_size": vocabulary,
@@ -56,7 +63,10 @@ def config(family: str, vocabulary: int, layers: int, context: int):
     }
     if family == "gpt2":
         return kinds[family](**settings)
-    heads = {"head_dim": 8, "num_key_value_heads": 1} if family == "gemma" else {"num_key_value_heads": 2}
+    if family == "phi":
+        return kinds[family](**settings, intermediate_size=64)
+    gemma = family.startswith("gemma")
+    heads = {"head_dim": 8, "num_key_value_heads": 1} if gemma else {"num_key_value_heads": 2}
     return kinds[family](**settings, **heads, intermediate_size=64)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from . import figures as figures
     from . import panels as panels
     from .activations import capture as capture
+    from .activations import open_activations as open_activations
     from .audit import audit_pairs as audit_pairs
     from .audit import compare_audits as compare_audits
     from .errors import WorkbenchError as WorkbenchError
@@ -71,6 +72,7 @@ _HOME = {
     "load_pairs": "prompts",
     "load_questions": "prompts",
     "load_unrelated": "prompts",
+    "open_activations": "activations",
 }
 _MODULES = ("evaluation", "figures", "panels")
 

@@ -1,4 +1,4 @@
-"""The command line: `workbench lab | tour | test | app | bench | data | embedded | clean`.
+"""The command line: `workbench lab | tour | test | app | bench | data | cache | embedded | clean`.
 
 Thin: each command finds its files, calls what does the work, and says what it did. Imports lie inside the
 commands, so that `workbench --help` answers at once. A WorkbenchError ends a command with its message.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .cache_commands import cache
 from .data_commands import data
 from .errors import WorkbenchError
 
@@ -55,6 +56,7 @@ embedded = typer.Typer(
 )
 app.add_typer(embedded, name="embedded")
 app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
 
 PASS_ON = {
     "allow_extra_args": True,

@@ -273,11 +273,13 @@ def fit_probes(
     C: float = 1.0,
     seed: int = 0,
     progress: bool = False,
+    store: Any = None,
 ) -> Probes:
     """Fit a probe per value and layer on pairs of texts (columns value, positive, negative).
 
     method: "logistic" or "mean_difference". layers: block indices, None for all. C: inverse L2 penalty.
-    folds, seed: how accuracy is cross-validated; the probes themselves are fitted on all pairs. Raises
+    folds, seed: how accuracy is cross-validated; the probes themselves are fitted on all pairs. store: where the
+    activations are kept for the next fit (see `capture`). Raises
     WorkbenchError for malformed pairs, unknown methods, and values with too few independent pairs for the
     folds.
     """
@@ -288,7 +290,7 @@ def fit_probes(
     grouping, fold = assign_folds(pairs, values, folds, seed)
 
     texts = pd.Index(pd.unique(pairs[["positive", "negative"]].to_numpy().ravel()))
-    acts = capture(model, list(map(str, texts)), layers=layers, progress=progress)
+    acts = capture(model, list(map(str, texts)), layers=layers, store=store, progress=progress)
     at = {  # value -> rows of its texts (positives, then negatives), labels, folds
         value: (
             texts.get_indexer(np.r_[own["positive"], own["negative"]]),
@@ -302,7 +304,7 @@ def fit_probes(
     accuracy, auroc, bounds = np.zeros(shape), np.zeros(shape), np.zeros((*shape, 2))
     cross = np.zeros((len(values), len(values), depth))
     for j in range(depth):
-        X = acts.values[j].astype(np.float64)
+        X = acts.isel(layer=j).values.astype(np.float64)
         for i, value in enumerate(values):
             rows, y, own = at[value]
             if method == "logistic":
