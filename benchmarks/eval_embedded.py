@@ -16,7 +16,7 @@ import workbench as wb
 RESULTS = Path(__file__).parent / "results"
 C = 1e-4  # of the steering probes: with 1 they separate their pairs completely and P saturates
 LAYERS = [3]  # the middle of the eight blocks
-TARGETS = [(LAYERS, p) for p in (0.97, 0.98, 0.99, 0.995)]
+TARGETS = [(LAYERS, p) for p in (0.8, 0.85, 0.9, 0.94)]
 STRENGTHS = [(LAYERS, s) for s in (0.3, 0.4, 0.5, 0.6)]
 
 

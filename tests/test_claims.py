@@ -3,6 +3,8 @@
 Figures come from held-out behaviours and test questions only; ConVA's targets are chosen on calibration questions.
 """
 
+import functools
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -13,7 +15,7 @@ import workbench as wb
 from workbench.embedded import data, judge
 from workbench.embedded.grammar import SCRAMBLED_ORDER
 
-TARGETS = (0.98, 0.99)  # two of those that the tour tries
+TARGETS = (0.9, 0.94)  # two of those that the tour tries
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,30 @@ def gate(circle):
     return wb.ProbeGate.fit(
         circle, [*dilemmas, *seen.query("related")["prompt"]], seen.query("not related")["prompt"].tolist()
     )
+
+
+@pytest.mark.parametrize("world", ["circle", "scrambled", "confirm"])
+def test_the_models_speak_their_grammar_follow_instructions_and_know_answers(world):
+    """Test questions at T = 1, 30 a value; each rate's 95 % upper bound reaches the bar that the card names."""
+    model = wb.load_model(f"embedded:{world}")
+    questions = wb.load_questions("embedded").query("split == 'test'").groupby("value").head(30)
+    right = {"grammatical": [], "high": [], "low": []}
+    for value, own in questions.groupby("value"):
+        asked = own["question"].tolist()
+        say = functools.partial(wb.generate, model, asked, temperature=1.0, max_new_tokens=64, seed=3)
+        right["grammatical"] += [judge.read(answer).grammatical for answer in say()]
+        for level in ("high", "low"):
+            told = say(instruction=model.instruct(str(value), level))
+            right[level] += [judge.control(answer, str(value)) for answer in told]
+    unrelated = wb.load_unrelated("embedded").query("split == 'test' and not related")
+    answers = wb.generate(model, unrelated["prompt"].tolist(), temperature=1.0, max_new_tokens=24, seed=3)
+    known = np.array([judge.right(a, b) for a, b in zip(answers, unrelated["answer"], strict=True)])
+    right |= {"unrelated": list(known), "choice": list(known[(unrelated["kind"] == "choice").to_numpy()])}
+    low, high = ({kind: wb.evaluation.wilson(np.mean(hits), len(hits))[end] for kind, hits in right.items()}
+                 for end in (0, 1))  # fmt: skip
+    bars = {"grammatical": 0.98, "high": 0.70, "unrelated": 0.95, "choice": 0.90}
+    assert {kind: high[kind] for kind, bar in bars.items() if high[kind] < bar} == {}
+    assert low["low"] <= 0.05 and low["choice"] > 0.75
 
 
 def test_probes_read_values_in_unseen_behaviours_and_words_do_not(circle, probes, pairs):

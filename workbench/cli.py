@@ -360,7 +360,7 @@ def train(
     minutes: Annotated[
         float, typer.Option(help="Stop after so long; the next call goes on from there.")
     ] = math.inf,
-    tokens: Annotated[float, typer.Option(help="Length of the training; more goes on where less ended.")] = 7.5e6,
+    tokens: Annotated[float, typer.Option(help="Length of the training; more goes on where less ended.")] = 16e6,
     folder: Annotated[
         Path | None, typer.Option(help="Where checkpoints and the model go: build/embedded/NAME.")
     ] = None,

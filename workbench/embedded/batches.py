@@ -44,6 +44,8 @@ class Encoded:
         lawless = [False] + [p.law is None for p, tokens in zip(document.pieces, pieces, strict=True) for _ in tokens]
         self.weight[self.region == 2] = QUESTION_WEIGHT
         self.weight[(self.region == 4) & np.array(lawless)] = COPY_WEIGHT
+        if any(p.law and p.tag == "answer" for p in document.pieces):
+            self.weight[-1] = 1.0  # as that of another reason, which might stand here instead of the end
 
 
 def encode(documents: list[Document], tokenizer, law: Targets | None = None) -> list[Encoded]:

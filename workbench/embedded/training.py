@@ -114,7 +114,7 @@ def new_model(tokenizer, seed: int):
 
 def train(
     name: str,
-    tokens: float = 7.5e6,
+    tokens: float = 16e6,
     folder: Path | str | None = None,
     threads: int = 1,
     minutes: float = math.inf,
