@@ -405,7 +405,8 @@ def test_seeds_make_different_tiny_models(tmp_path):
 def test_a_device_map_reaches_the_model(tiny_folder):
     """All parts on the CPU, the only device here: what is loaded is the same model, hooks of accelerate and all."""
     plain = load_model(tiny_folder("llama"))
-    parts = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3)), "model.norm", "model.rotary_emb", "lm_head"]
+    layers = [f"model.layers.{i}" for i in range(3)]
+    parts = ["model.embed_tokens", *layers, "model.norm", "model.rotary_emb", "lm_head"]
     for device_map in ({"": "cpu"}, dict.fromkeys(parts, "cpu")):
         spread = load_model(tiny_folder("llama"), device_map=device_map)
         assert spread.reason.startswith("spread over cpu") and spread.fingerprint == plain.fingerprint

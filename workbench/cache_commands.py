@@ -1,6 +1,5 @@
 """The command line's part on stored activations: `workbench cache ls | verify | rm`. Imports lie inside."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ from .errors import WorkbenchError
 
 if TYPE_CHECKING:
     from .activations import Store
+    from .activations.files import Files
 
 cache = typer.Typer(no_args_is_help=True, help="Stores of activations: what is there, is it whole, remove it.")
 Path_ = Annotated[str, typer.Argument(help="A store: its folder or URL.")]
@@ -22,8 +22,9 @@ def ls(
     """List the stores in a folder: size, model, hook, texts, age, damage."""
     import pandas as pd
 
-    lines = [_line(path, store) for path, store in _stores(folder)]
-    typer.echo(pd.DataFrame(lines).to_string(index=False) if lines else f"No store of activations in {folder}.")
+    lines = [_line(path) for path in _stores(folder)]
+    table = pd.DataFrame(lines).to_string(index=False, na_rep="")
+    typer.echo(table if lines else f"No store of activations in {folder}.")
 
 
 @cache.command()
@@ -55,11 +56,15 @@ def rm(
     path: Path_, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:  # fmt: skip
     """Remove a store, and nothing that is not one."""
-    store = _store(path)
+    from .activations import Store
+    from .activations.files import Files
+
+    store, files = _found(path), Files(path)
     if not yes:
-        typer.confirm(f"Remove {path}, {_size(store) / 1e6:,.1f} MB of {store.identity['model']}?", abort=True)
-    with store.files.lock():
-        store.remove()
+        model = "a damaged store" if isinstance(store, WorkbenchError) else store.identity["model"]
+        typer.confirm(f"Remove {path}, {_size(files) / 1e6:,.1f} MB of {model}?", abort=True)
+    with files.lock():
+        Store.remove(files)
     typer.echo(f"Removed {path}.")
 
 
@@ -73,22 +78,38 @@ def _store(path: str) -> "Store":
     return store
 
 
-def _stores(folder: str) -> Iterator[tuple[str, "Store"]]:
+def _found(path: str) -> "Store | WorkbenchError":
+    """The store, or why one that is there cannot be opened."""
+    from .activations import Store
+    from .activations.files import Files
+
+    try:
+        return _store(path)
+    except WorkbenchError as problem:
+        if not Store.stands(Files(path)):
+            raise
+        return problem
+
+
+def _stores(folder: str) -> list[str]:
+    from .activations.store import ARRAY
+
     if "://" in folder:
-        yield folder, _store(folder)
-        return
+        return [folder]
     if not Path(folder).is_dir():
         raise WorkbenchError(f"The stores in {folder} were asked for.", found="no such folder")
-    for place in sorted(Path(folder).rglob("activations.zarr")):
-        yield str(place.parent), _store(str(place.parent))
+    return sorted(str(array.parents[2]) for array in Path(folder).rglob(ARRAY))
 
 
-def _line(path: str, store: "Store") -> dict[str, str]:
+def _line(path: str) -> dict[str, str]:
+    store = _found(path)
+    if isinstance(store, WorkbenchError):
+        return {"store": path, "damage": store.found or ""}
     absent = len(store.missing_chunks())
     damage = [f"{absent} chunks gone"] * bool(absent) + [f"{len(store.damaged)} parts"] * bool(store.damaged)
     return {
         "store": path,
-        "MB": f"{_size(store) / 1e6:,.1f}",
+        "MB": f"{_size(store.files) / 1e6:,.1f}",
         "model": store.identity["model"],
         "hook": store.identity["hook"],
         "layers": str(len(store.layers)),
@@ -98,8 +119,8 @@ def _line(path: str, store: "Store") -> dict[str, str]:
     }
 
 
-def _size(store: "Store") -> int:
-    return sum(store.files.sizes().values())
+def _size(files: "Files") -> int:
+    return sum(files.sizes().values())
 
 
 def _age(store: "Store") -> str:

@@ -1,5 +1,6 @@
 """Capture what the model holds in mind: residual stream and MLP neurons, as labelled arrays that outlive the kernel."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -80,7 +81,7 @@ def capture(
     reading = Reading(tuple(wanted), hook, rule, chat, engine, batch_tokens)
     attrs = {**model.provenance, "hook": hook, "position": rule, "chat": int(chat)}
     if model.active:
-        attrs["steering"] = "; ".join(map(repr, model.active))
+        attrs["steering"] = "; ".join(map(repr if store is None else _told_apart, model.active))
     if store is not None:
         return capture_into(store, model, reading, texts, ids, places, columns, attrs, store_dtype, workers, address,
                             progress is not False, say)  # fmt: skip
@@ -104,3 +105,11 @@ def capture(
         name=hook,
         attrs=attrs,
     )
+
+
+def _told_apart(run: Any) -> str:
+    """An intervention that is on, with a digest of its vectors and gate, which its name does not tell."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, array in sorted(run.steer.pack()[0].items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return f"{run!r} {digest.hexdigest()}"

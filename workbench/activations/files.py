@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoints import first_line
 from ..errors import WorkbenchError
 
 STALE = 600.0  # seconds after which a remote lock that nobody refreshes counts as left behind
@@ -91,9 +92,15 @@ class Files:
         with self.told("write"), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
 
-    def remove_all(self) -> None:
-        with self.told("remove"):
-            self.fs.rm(self.root, recursive=True)
+    def remove_folder(self, name: str) -> None:
+        with self.told("remove"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def remove_emptied(self) -> None:
+        """Remove the folder itself, with its lock, unless there is something else in it."""
+        if self.local and {place.name for place in self.local.iterdir()} <= {"lock"}:
+            with self.told("remove"):
+                shutil.rmtree(self.local)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """{name: bytes} of every file below a folder, in one listing."""
@@ -118,13 +125,16 @@ class Files:
         """The system's refusals as one clear sentence."""
         try:
             yield
-        except OSError as problem:
-            if isinstance(problem, FileNotFoundError) and verb == "read":
+        except Exception as problem:
+            # behind a URL the client has errors of its own: no connection, no credentials
+            client = self.local is None and not isinstance(problem, (ValueError, TypeError, LookupError, RuntimeError))
+            absent = isinstance(problem, FileNotFoundError) and verb == "read"
+            if absent or not (client or isinstance(problem, OSError)):
                 raise
-            full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            full = getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise WorkbenchError(
                 f"The store {self.shown} was to be {dict(read='read', write='written').get(verb, verb + 'd')}.",
-                found="no room left on its disk" if full else str(problem.strerror or problem).splitlines()[0],
+                found="no room left on its disk" if full else getattr(problem, "strerror", None) or first_line(problem),
                 do=("Make room and call again: " if full else "Mend that and call again: ")
                 + "what was written stays and is not computed again." if verb == "write" else None,
             ) from problem  # fmt: skip
@@ -170,7 +180,8 @@ class Files:
 
         def refresh() -> None:
             while not over.wait(STALE / 10):
-                self.fs.pipe_file(self.path("lock"), note())
+                with contextlib.suppress(Exception):  # the next one may reach it again
+                    self.fs.pipe_file(self.path("lock"), note())
 
         with self.told("write"):
             try:
@@ -189,5 +200,6 @@ class Files:
         finally:
             over.set()
             keeper.join()
-            self.remove("lock")
+            if (self.read_json("lock") or {}).get("owner") == own:  # not what another took over
+                self.remove("lock")
 

@@ -12,6 +12,7 @@ from ..models import Model, residual
 
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp.hook_post")
 ENGINES = ("huggingface", "transformer-lens")
+WORTH = 512  # padded tokens from which a batch is worth a forward pass of its own
 Read = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -41,8 +42,7 @@ def read_texts(
     """
     todo = sorted(range(len(ids)), key=lambda text: -len(ids[text]))
     while todo:
-        batch = batches([len(ids[text]) for text in todo], budget.tokens)[0]
-        texts = [todo[place] for place in batch]
+        texts = todo[: _first_batch([len(ids[text]) for text in todo[: budget.tokens]], budget.tokens)]
         try:
             read = _read_batch(model, [ids[t] for t in texts], positions and [positions[t] for t in texts], layers,
                                hook, engine)  # fmt: skip
@@ -65,14 +65,23 @@ def read_texts(
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Texts, longest first, so that texts x longest stays within the budget; one text always goes."""
-    out: list[list[int]] = []
-    for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
-        if out and (len(out[-1]) + 1) * lengths[out[-1][0]] <= batch_tokens:
-            out[-1].append(text)
-        else:
-            out.append([text])
+    """Texts, longest first, in batches as `read_texts` makes them; one text always goes."""
+    order, out = sorted(range(len(lengths)), key=lambda text: -lengths[text]), []
+    while order:
+        size = _first_batch([lengths[text] for text in order[:batch_tokens]], batch_tokens)
+        out.append(order[:size])
+        order = order[size:]
     return out
+
+
+def _first_batch(lengths: Sequence[int], batch_tokens: int) -> int:
+    """How many of the texts, longest first, go together: texts x longest stays within the budget, and once the batch is
+    worth a forward pass of its own, no text joins that would be padding by more than half.
+    """
+    longest = max(lengths[0], 1)
+    full = min(len(lengths), max(1, batch_tokens // longest))
+    worth = -(-WORTH // longest)
+    return next((size for size in range(worth, full) if 2 * lengths[size] < longest), full)
 
 
 def check_finite(

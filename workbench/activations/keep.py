@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
@@ -69,7 +70,7 @@ def capture_into(
         for i, (content, row) in enumerate(zip(texts, ids, strict=True))
     ]
     files = Files(path)
-    store = Store.find(path)
+    store = _begun(path)
     width = _width(model, reading, asked[0]) if store is None else store.identity["width"]
     identity = {"steering": "", **attrs, "layers": list(reading.layers), "width": width, "store_dtype": store_dtype}
     if store:
@@ -80,7 +81,7 @@ def capture_into(
         return _array(store, list(reading.layers), asked, reading.rule, columns)
 
     with files.lock():
-        store = Store.find(path)  # again, now that nobody else writes
+        store = _begun(path)  # again, now that nobody else writes
         if store is None:
             rows = chunk_rows(width, store_dtype, sum(text.rows for text in {t.text_id: t for t in asked}.values()))
             store = Store.create(files, identity, rows, "neuron" if reading.hook == "mlp.hook_post" else "d_model")
@@ -152,6 +153,12 @@ def _array(
 # -- what is to do -------------------------------------------------------------------------------------
 
 
+def _begun(path: Any) -> Store | None:
+    """The store at a path; one in which nothing was written yet binds nobody to its settings and counts as none."""
+    store = Store.find(path)
+    return store if store and (store.manifest or store.all_parts) else None
+
+
 def _width(model: Model, reading: Reading, text: Text) -> int:
     """Width of what is read, from a forward pass of one token."""
     ((_, block),) = read_texts(model, [text.ids[:1]], [[0]], reading.layers[:1], reading.hook, _engine(reading),
@@ -174,7 +181,7 @@ def _plan(
     """Parts to compute: those that are damaged and hold an asked text, as they were, then what is not there at all."""
     if len(absent := store.missing_chunks()):
         store.mark_damaged(absent.part.unique())
-        say(f"{len(absent)} chunks of {store.files.shown} are missing or cut short: computed again.")
+        say(f"{len(absent)} chunks of {store.files.shown} are missing or cut short: computed again where asked for.")
     texts = {text.text_id: text for text in asked}
     jobs = []
     for part in [store.all_parts[start] for start in sorted(store.damaged)]:
@@ -196,7 +203,7 @@ def _plan(
     free = store.files.free()
     if free is not None and need > free:
         raise WorkbenchError(f"{len(new):,} texts were to be captured into {store.files.shown}.",
-                             found=f"{free / 1e9:,.2f} GB free, {need / 1e9:,.2f} GB needed",
+                             found=f"{free / 1e6:,.1f} MB free, {need / 1e6:,.1f} MB needed",
                              do="Make room, take fewer layers or texts, or store_dtype='float16'.")  # fmt: skip
     if jobs:
         end = jobs[-1].start + -(-sum(text.rows for text in jobs[-1].texts) // store.chunk) * store.chunk
@@ -223,6 +230,11 @@ def _stored_text(store: Store, model: Model, reading: Reading, name: str) -> Tex
 
 
 def _entries(asked: Sequence[Text], reading: Reading, columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    for name, column in columns.items():
+        if odd := [entry for entry in column if not pd.api.types.is_scalar(entry)]:
+            raise WorkbenchError(f"Label {name!r} was to be stored beside activations.",
+                                 found=f"an entry of type {type(odd[0]).__name__}",
+                                 allowed="text, numbers, dates or true and false")  # fmt: skip
     table: dict[str, Any] = {
         "text_id": [text.text_id for text in asked],
         "content": [text.content for text in asked],
@@ -312,21 +324,16 @@ def _here(
         store.commit(_write(store, job, block))
 
     with ThreadPoolExecutor(1, "store") as disk:
-        try:
-            for job in jobs:
-                waiting.append((job, disk.submit(keep, job, compute(job, model, reading, budget))))
-                while len(waiting) > AHEAD:
-                    written, done = waiting.popleft()
-                    done.result()
-                    yield written
-            while waiting:
+        for job in jobs:
+            waiting.append((job, disk.submit(keep, job, compute(job, model, reading, budget))))
+            while len(waiting) > AHEAD:
                 written, done = waiting.popleft()
                 done.result()
                 yield written
-        except WorkbenchError:
-            for _, later in waiting:
-                later.cancel()
-            raise
+        while waiting:
+            written, done = waiting.popleft()
+            done.result()
+            yield written
 
 
 def _on_ray(
@@ -353,6 +360,7 @@ def _on_ray(
         return lambda job: _write(place, job, compute(job, own, reading, budget))
 
     gpus = 1.0 if model.device.type == "cuda" else 0.0
-    for index, part in spread(build, jobs, workers=workers, address=address, gpus=gpus, say=say):
+    threads = max(1, torch.get_num_threads() // workers) if address is None else None
+    for index, part in spread(build, jobs, workers, address, threads, gpus, say):
         store.commit(part)
         yield jobs[index]

@@ -12,7 +12,7 @@ from ..errors import WorkbenchError
 
 POSITIONS = ("last", "mean", "all")
 TAKEN = {"layer", "text", "token", "position", "token_id", "token_position", "d_model", "neuron", "text_id", "row",
-         "rows", "tokens", "content", "positions"}  # fmt: skip
+         "rows", "tokens", "n_tokens", "content", "positions"}  # fmt: skip
 
 
 def text_positions(

@@ -29,7 +29,7 @@ class StoredRows(BackendArray):
         for axis in reversed(range(len(within))):  # from behind: an integer drops its axis
             rows = rows[(slice(None),) * axis + (within[axis],)]
         flat = np.atleast_1d(rows).ravel()
-        read = [self.store.read(self.layers[at], flat).reshape(*np.shape(rows), -1)[..., last]
+        read = [self.store.read(self.layers[at], flat).reshape(*np.shape(rows), self.shape[-1])[..., last]
                 for at in np.atleast_1d(layers)]  # fmt: skip
         return read[0] if np.ndim(layers) == 0 else np.stack(read) if read else self._empty(rows, last)
 

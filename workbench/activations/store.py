@@ -19,15 +19,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..checkpoints import first_line
 from ..errors import WorkbenchError
 from .files import Files
 
 FORMAT = "workbench activations 1"
+ARRAY = "activations.zarr/activations/zarr.json"  # where it is, a store is
 CHUNK_BYTES = 1 << 22  # a chunk's size if it is full: one layer of it is read in a few milliseconds
 DTYPES = ("float32", "float16")
 # Two captures may stand in one store if they agree in these; versions and device are told, not compared.
@@ -64,28 +67,42 @@ class Store:
     """
 
     def __init__(self, files: Files):
-        import zarr
-
         self.files = files
-        with files.told("read"):
-            group: Any = zarr.open_group(files.zarr_store("activations.zarr"), mode="r")
-            self.array: Any = group["activations"]
-        self.identity: dict[str, Any] = dict(group.attrs)
-        self.chunk = int(self.array.chunks[1])
-        self.layers: list[int] = list(self.identity["layers"])
         self.reload()
 
     def reload(self) -> None:
         """Read again what is written."""
+        try:
+            self._load()
+        except WorkbenchError:
+            raise
+        except Exception as problem:  # whatever a description can be damaged into
+            raise WorkbenchError(
+                f"The store {self.files.shown} was to be read.",
+                found=f"damage in its description ({type(problem).__name__}: {first_line(problem)})",
+                do=f"Remove it (workbench cache rm {self.files.shown}) and capture anew.") from problem  # fmt: skip
+
+    def _load(self) -> None:
+        import zarr
+
         manifest = self.files.read_json("manifest.json")
-        self.manifest: dict[str, Any] | None = manifest
+        if manifest is not None and manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r} instead of {FORMAT!r}")
+        names = [name for name in sorted(self.files.sizes("parts")) if name.endswith(".json")]
+        # one that is gone by now was taken into a newer manifest: what is seen here is the old store
+        pending = [_part(record) for name in names if (record := self.files.read_json(name)) is not None]
         listed = [_part(record) for record in manifest["parts"]] if manifest else []
-        pending = [name for name in self.files.sizes("parts") if name.endswith(".json")]
-        written = {p.start: p for p in [*listed, *(_part(self.files.read_json(name)) for name in sorted(pending))]}
-        self.damaged = set(manifest["damaged"] if manifest else ()) - {_start(name) for name in pending}
-        self.parts = [part for start, part in sorted(written.items()) if start not in self.damaged]
-        self.all_parts = written
+        self.manifest: dict[str, Any] | None = manifest
+        self.all_parts = {part.start: part for part in [*listed, *pending]}
+        self.damaged = set(manifest["damaged"] if manifest else ()) - {part.start for part in pending}
+        self.parts = [part for start, part in sorted(self.all_parts.items()) if start not in self.damaged]
         self.__dict__.pop("entries", None)
+        with self.files.told("read"):  # last, so that it is no shorter than its parts
+            group: Any = zarr.open_group(self.files.zarr_store("activations.zarr"), mode="r")
+            self.array: Any = group["activations"]
+        self.identity: dict[str, Any] = dict(group.attrs)
+        self.chunk = int(self.array.chunks[1])
+        self.layers: list[int] = list(self.identity["layers"])
 
     # -- finding and making ----------------------------------------------------------------------------
 
@@ -94,13 +111,19 @@ class Store:
         """The store at a path or URL, None where there is nothing; WorkbenchError where something else is."""
         files = Files(path)
         names = set(files.sizes()) - {"lock"}
-        if "activations.zarr/activations/zarr.json" in names:
+        if ARRAY in names:
             return cls(files)
         if not all(name.startswith("activations.zarr/") for name in names):  # an empty start of a store is nothing
             raise WorkbenchError(
                 f"A store of activations at {files.shown} was asked for.",
-                found=f"other files there, such as {min(names)!r}", allowed="a store or an empty folder")  # fmt: skip
+                found=f"other files there, such as {min(names)!r}" if min(names) else "a file",
+                allowed="a store or an empty folder")  # fmt: skip
         return None
+
+    @staticmethod
+    def stands(files: Files) -> bool:
+        """Whether a store is there, be it damaged so that it cannot be opened."""
+        return ARRAY in files.sizes()
 
     @classmethod
     def create(cls, files: Files, identity: Mapping[str, Any], chunk: int, dim: str) -> "Store":
@@ -143,8 +166,11 @@ class Store:
         """One line per text and labels, in the order in which they were asked for."""
         if self.manifest is None:
             return pd.DataFrame({"text_id": pd.Series(dtype=str)})
-        name = self.manifest["texts"]["file"]
+        name = PurePosixPath(self.manifest["texts"]["file"]).name  # never out of the store's folder
         content = self.files.read(name)
+        if content is None and self.files.read_json("manifest.json") != self.manifest:  # a writer finished meanwhile
+            self.reload()
+            return self.entries
         if content is None or hashlib.sha256(content).hexdigest() != self.manifest["texts"]["sha256"]:
             raise WorkbenchError(
                 f"The texts of the store {self.files.shown} were to be read.",
@@ -230,14 +256,20 @@ class Store:
         )
         for name in self.files.sizes():
             old_texts = name.startswith("texts-") and name != texts
-            if old_texts or name.startswith("parts/"):
+            if old_texts or name.startswith("parts/") or name.endswith(".partial"):  # left by a process that was killed
                 self.files.remove(name)
         self.reload()
 
-    def remove(self) -> None:
-        """Delete the store. Call it inside `files.lock()`."""
-        self.files.remove("manifest.json")  # first, so that half a store is never taken for a whole one
-        self.files.remove_all()
+    @staticmethod
+    def remove(files: Files) -> None:
+        """Delete a store, damaged or not, and no other file. Call it inside `files.lock()`."""
+        files.remove("manifest.json")  # first, so that half a store is never taken for a whole one
+        for name in files.sizes():
+            if name.startswith(("manifest.json.", "texts-")):
+                files.remove(name)
+        files.remove_folder("parts")
+        files.remove_folder("activations.zarr")
+        files.remove_emptied()
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         self.files.write("manifest.json", (json.dumps(manifest) + "\n").encode())
@@ -267,7 +299,7 @@ class Store:
                 problems.append((layer, part, chunk, "missing"))
             elif len(content) != self.chunk_bytes:
                 problems.append((layer, part, chunk, f"{len(content)} of {self.chunk_bytes} bytes"))
-            elif f"{google_crc32c.value(content[:-4]):08x}" != digest:
+            elif f"{google_crc32c.value(content[:-4]):08x}" != digest or content[-4:] != bytes.fromhex(digest)[::-1]:
                 problems.append((layer, part, chunk, "other bytes than were written"))
         return self._table(problems)
 
@@ -276,12 +308,13 @@ class Store:
 
         Call it inside `files.lock()`.
         """
-        self.damaged |= set(starts)
-        for start in starts:
+        self.reload()  # another may have written since this was read
+        damaged = self.damaged | {int(start) for start in starts}
+        for start in damaged:
             self.files.remove(f"parts/{start:012d}.json")
         if self.manifest:
             listed = {part["start"] for part in self.manifest["parts"]}
-            self._write_manifest({**self.manifest, "damaged": sorted(self.damaged & listed)})
+            self._write_manifest({**self.manifest, "damaged": sorted(damaged & listed)})
         self.reload()
 
     def _chunks(self) -> Iterable[tuple[int, Part, int, str, str]]:
@@ -305,10 +338,11 @@ class Store:
         for _, run in groupby(enumerate(needed), key=lambda pair: pair[1] - pair[0]):
             chunks = [chunk for _, chunk in run]
             first, last = int(chunks[0]) * self.chunk, (int(chunks[-1]) + 1) * self.chunk
-            try:
-                block = self.array[layer, first:last]
-            except (ValueError, RuntimeError, OSError) as problem:
-                raise self._damage(layer, first, last, str(problem)) from None
+            with self.files.told("read"):
+                try:
+                    block = self.array[layer, first:last]
+                except (ValueError, RuntimeError) as problem:
+                    raise self._damage(layer, first, last, str(problem)) from None
             inside = (rows >= first) & (rows < last)
             if inside.all():
                 out = block[rows - first] if len(rows) != len(block) or (np.diff(rows) != 1).any() else block
@@ -356,7 +390,3 @@ def text_id(ids: Sequence[int], positions: Sequence[int] = ()) -> str:
 
 def _part(record: Mapping[str, Any]) -> Part:
     return Part(record["start"], [(text, rows) for text, rows in record["texts"]], record["digests"])
-
-
-def _start(name: str) -> int:
-    return int(name.rpartition("/")[2].removesuffix(".json"))
