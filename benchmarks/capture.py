@@ -9,7 +9,8 @@
 
 Every capture starts from the same texts, natural statements and then some long prompts, and ends with float32 numpy
 or a store on disk; all but the one "as repeng" see the same batches. Competitors take turns, round by round; a ratio
-compares with the bare forward of the same round, and is better the larger it is. Speed counts real tokens, not
+compares with the bare forward of the same round, and is better the larger it is; cpu_of_bare compares processor
+seconds, which other processes disturb less, and counts what overlaps as if it did not. Speed counts real tokens, not
 padding. peak_mb is what a run needs beyond the loaded model, on the CPU in a process of its own. Shapes are
 random-initialised Llamas. Writes one section of results/capture.json and keeps the others.
 
@@ -259,20 +260,22 @@ NORMED = (HIDDEN, REPENG)  # transformers gives the last layer after the final n
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def timed(run: Run, texts: list[str], cuda: bool) -> tuple[float, float | None, Any]:
-    """Seconds, peak MB on the GPU beyond what lay there before (None on the CPU), result."""
+def timed(run: Run, texts: list[str], cuda: bool) -> tuple[tuple[float, float], float | None, Any]:
+    """(seconds, processor seconds of all threads), peak MB on the GPU beyond what lay there before (None on the CPU),
+    result.
+    """
     gc.collect()
     before = 0
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     with torch.inference_mode():
         result = run(texts)
     if cuda:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start, time.process_time() - used
     return seconds, (torch.cuda.max_memory_allocated() - before) / MB if cuda else None, result
 
 
@@ -315,12 +318,14 @@ def race(job: Job, repeat: int, names: list[str]) -> list[dict[str, Any]]:
             notes[name] = str(problem)
             runs.pop(name, None)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    processor: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, list[float | None]] = {name: [] for name in runs}
     results: dict[str, Any] = {}
     for turn in range(repeat):
         for name, run in runs.items():
-            took, peak, result = timed(run, job.prompts, job.device == "cuda")
+            (took, used), peak, result = timed(run, job.prompts, job.device == "cuda")
             seconds[name].append(took)
+            processor[name].append(used)
             peaks[name].append(peak)
             if turn == 0:
                 results[name] = result
@@ -335,6 +340,7 @@ def race(job: Job, repeat: int, names: list[str]) -> list[dict[str, Any]]:
             ratios = [limit / took for limit, took in zip(seconds[BARE], seconds[name], strict=True)]
             row |= {"tokens_per_s": tokens / median(seconds[name]), "of_bare": median(ratios)}
             row |= {"lowest": min(ratios), "highest": max(ratios), "seconds": seconds[name]}
+            row |= {"cpu_of_bare": median(a / b for a, b in zip(processor[BARE], processor[name], strict=True))}
             row |= {"peak_mb": peaks[name][0]}
             row |= {"agrees": agreement(name, results[name], reference, AGREE[job.model.dtype])}
         rows.append(row | {"agrees": notes.get(name, row.get("agrees"))})

@@ -203,9 +203,7 @@ def indexers(sizes):
     def one(size):
         place = st.integers(-size, size - 1)
         mask = st.lists(st.booleans(), min_size=size, max_size=size).map(np.array)
-        # of an empty slice backwards xarray itself fails, for any lazy array
-        slices = st.slices(size).filter(lambda part: (part.step or 1) > 0 or len(range(size)[part]))
-        return st.one_of(place, slices, st.lists(place, max_size=7), mask)
+        return st.one_of(place, st.slices(size), st.lists(place, max_size=7), mask)
 
     return st.fixed_dictionaries({}, optional={dim: one(size) for dim, size in sizes.items()})
 
@@ -221,7 +219,7 @@ def lazy_and_loaded(llama, tmp_path_factory):
     return [(acts, acts.copy(data=acts.values)) for acts in lazy].__getitem__
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data(), which=st.integers(0, 1))
 def test_any_selection_reads_the_same_as_from_memory(lazy_and_loaded, data, which):
     lazy, loaded = lazy_and_loaded(which)

@@ -470,6 +470,21 @@ def test_damage_in_an_unfinished_store_is_mended_by_the_same_call(llama, whole, 
     assert Store.find(path).verify().empty
 
 
+def test_the_whole_rest_of_a_damaged_store_can_be_read(llama, path):
+    values = quietly(llama, TEXTS, path)[0].values
+    store = Store.find(path)
+    flip(chunk(path, 1, 2), 77)
+    lost = {text for text, _ in store.parts[2].texts}
+    with store.files.lock():
+        store.mark_damaged(store.verify().part)
+    with pytest.raises(WorkbenchError, match=r"damage in 4 of them(.|\n)*partial=True"):
+        open_activations(path)
+    rest = open_activations(path, partial=True)
+    kept = [row for row, text in enumerate(store.entries.text_id) if text not in lost]
+    assert rest.content.values.tolist() == [TEXTS[row] for row in kept] and len(kept) == len(TEXTS) - 4
+    np.testing.assert_array_equal(rest.values, values[:, kept])
+
+
 def test_marking_damage_forgets_nothing_that_was_captured_meanwhile(llama, path):
     quietly(llama, TEXTS[:20], path)
     flip(chunk(path, 1, 2), 9)

@@ -36,7 +36,7 @@ def capture(
     progress: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> xr.DataArray:
-    """Activations of each text: DataArray (layer, text, d_model), float32.
+    """Activations of each text: DataArray (layer, text, d_model), float32 (float16 from a store of that kind).
 
     layers: block indices in the order wanted, None for all. The forward pass ends with the last of them.
     hook: "resid_pre", "resid_mid" or "resid_post", the residual stream before, within and after a block, or

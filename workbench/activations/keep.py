@@ -99,12 +99,13 @@ def capture_into(
     return _array(store, list(reading.layers), asked, reading.rule, columns)
 
 
-def open_activations(path: Any, layers: Sequence[int] | None = None) -> xr.DataArray:
+def open_activations(path: Any, layers: Sequence[int] | None = None, partial: bool = False) -> xr.DataArray:
     """The activations in a store, of every text in the order in which they were captured, read when asked for.
 
     Dims as `capture` returned them; labels, `text_id` and `content` (the text itself) are coordinates, the provenance
-    attributes. `.sel(layer=12)` reads one layer's chunks only, with their checksums. Raises WorkbenchError where
-    there is no store, or one that was never finished, and on damage, when it is read.
+    attributes. `.sel(layer=12)` reads one layer's chunks only, with their checksums. partial: leave out texts that
+    `workbench cache verify` found damaged. Raises WorkbenchError where there is no store, or one that was never
+    finished, for damage that was found, and for other damage when it is read.
     """
     store = Store.find(path)
     if store is None:
@@ -114,6 +115,8 @@ def open_activations(path: Any, layers: Sequence[int] | None = None) -> xr.DataA
                              found=f"a capture that did not finish: {len(store.parts)} parts are written",
                              do="Make the same capture again: it goes on from there.")  # fmt: skip
     lines, rule = store.entries, str(store.identity["position"])
+    if partial:
+        lines = lines[lines.text_id.isin(list(store.rows))]
     asked = [
         Text(line["text_id"], line["content"], list(line.get("tokens", ())), _places(line, rule))
         for line in lines.to_dict("records")
@@ -136,7 +139,8 @@ def _array(
     if lost := [text.content for text in asked if text.text_id not in rows]:
         raise WorkbenchError(f"{len(asked)} texts were to be read from {store.files.shown}.",
                              found=f"damage in {len(lost)} of them, such as {lost[0][:60]!r}",
-                             do="Capture them again: only what is damaged is computed anew.")  # fmt: skip
+                             do="Capture them again: only what is damaged is computed anew. To go on without them: "
+                             f"open_activations({str(store.files.shown)!r}, partial=True).")  # fmt: skip
     if absent := [layer for layer in layers if layer not in store.layers]:
         raise WorkbenchError(f"Layers {layers} of the store {store.files.shown} were asked for.",
                              found=f"not captured: {absent}", allowed=", ".join(map(str, store.layers)))  # fmt: skip

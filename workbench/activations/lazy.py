@@ -20,6 +20,10 @@ class StoredRows(BackendArray):
         self.dtype = store.array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        # xarray itself fails on an empty slice that runs backwards
+        parts = [slice(0) if isinstance(part, slice) and not len(range(size)[part]) else part
+                 for part, size in zip(key.tuple, self.shape, strict=True)]  # fmt: skip
+        key = type(key)(tuple(parts))
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
