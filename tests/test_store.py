@@ -467,11 +467,12 @@ def test_parts_fill_whole_chunks_that_no_other_part_touches(llama, path, small):
 @given(width=st.integers(1, 50_000), dtype=st.sampled_from(["float32", "float16"]), rows=st.integers(1, 10**7))
 def test_a_chunk_is_a_power_of_two_of_rows_that_fits_its_size(width, dtype, rows):
     chosen = chunk_rows(width, dtype, rows)
-    assert chosen & (chosen - 1) == 0 and 16 <= chosen <= 1024
+    assert chosen & (chosen - 1) == 0 and 16 <= chosen <= 256
     assert chosen == 16 or chosen * width * np.dtype(dtype).itemsize < 2 * CHUNK_BYTES
     assert chosen == 16 or chosen < 2 * rows
     if rows >= 1024 and 16 <= CHUNK_BYTES // (width * np.dtype(dtype).itemsize):  # no smaller than it need be
-        assert chosen == 1024 or 2 * chosen * width * np.dtype(dtype).itemsize > CHUNK_BYTES
+        assert chosen == 256 or 2 * chosen * width * np.dtype(dtype).itemsize > CHUNK_BYTES
+    assert chunk_rows(64, "float32", 30_000, 1_000) == 8192  # 30 tokens a text: 256 texts to a part all the same
 
 
 def test_the_manifest_comes_last_and_carries_the_provenance(llama, path, small, monkeypatch):

@@ -83,7 +83,8 @@ def capture_into(
     with files.lock():
         store = _begun(path)  # again, now that nobody else writes
         if store is None:
-            rows = chunk_rows(width, store_dtype, sum(text.rows for text in {t.text_id: t for t in asked}.values()))
+            different = {text.text_id: text.rows for text in asked}
+            rows = chunk_rows(width, store_dtype, sum(different.values()), len(different))
             store = Store.create(files, identity, rows, "neuron" if reading.hook == "mlp.hook_post" else "d_model")
         else:
             store.check_identity(identity)

@@ -32,6 +32,7 @@ from .files import Files
 FORMAT = "workbench activations 1"
 ARRAY = "activations.zarr/activations/zarr.json"  # where it is, a store is
 CHUNK_BYTES = 1 << 22  # a chunk's size if it is full: one layer of it is read in a few milliseconds
+PART_TEXTS = 256  # computed together: what a kill can lose, and what a worker takes at a time
 DTYPES = ("float32", "float16")
 # Two captures may stand in one store if they agree in these; versions and device are told, not compared.
 SAME = ("model", "fingerprint", "revision", "template", "dtype", "weights", "hook", "position", "chat", "steering",
@@ -361,10 +362,13 @@ class Store:
             "only what is damaged is computed anew.")  # fmt: skip
 
 
-def chunk_rows(width: int, dtype: str, rows: int) -> int:
-    """Rows to a chunk: about CHUNK_BYTES, a power of two, no more than `rows` need."""
+def chunk_rows(width: int, dtype: str, rows: int, texts: int | None = None) -> int:
+    """Rows to a chunk, a power of two: about CHUNK_BYTES, those of PART_TEXTS texts, no more than `rows` need.
+
+    rows, texts: of the first capture; texts None: one row each.
+    """
     full = CHUNK_BYTES // (width * np.dtype(dtype).itemsize)
-    wanted = min(max(full, 16), max(rows, 16), 1024)
+    wanted = min(max(full, 16), max(rows, 16), PART_TEXTS * max(1, round(rows / (texts or rows))))
     return 1 << (int(wanted).bit_length() - 1 if wanted == full else int(wanted - 1).bit_length())
 
 
