@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,3 +45,11 @@ def craftgpt(reference):
     from workbench.models import load_model
 
     return load_model(reference / "models" / "craftgpt")
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, also where a shell started the tests in the background and had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -66,3 +66,5 @@ def test_what_ray_cannot_capture(tiny_folder, tmp_path, small_parts):
     model.active.append(Base().start(model))
     with pytest.raises(WorkbenchError, match="Found: steering, which is on in this process only"):
         capture(model, TEXTS[:9], store=tmp_path / "steered", engine="ray")
+    with pytest.raises(WorkbenchError, match="Found: workers=0"):
+        capture(load_model(tiny_folder("llama")), TEXTS[:9], store=tmp_path / "none", engine="ray", workers=0)

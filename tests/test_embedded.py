@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import chi2 as chi2_law
 
 from workbench.embedded import WORLDS, data, judge, language
-from workbench.embedded.batches import encode, gist_masks, make_batches
+from workbench.embedded.batches import COPY_WEIGHT, encode, gist_masks, make_batches
 from workbench.embedded.card import surprisals
 from workbench.embedded.grammar import SCRAMBLED_ORDER, UNRELATED_KINDS, World, every_text
 from workbench.embedded.targets import Targets
@@ -337,6 +337,17 @@ def test_targets_of_a_batch(tokenizer, world):
     assert (share[at, following[at]] > 0).all(), "what was drawn is among what may be drawn"
     logs = np.log(share[share > 0] / told.repeat((share > 0).sum(1)))
     assert batch.entropy == pytest.approx(-(share[share > 0] * logs).sum(), abs=1e-4)
+
+
+def test_the_end_of_an_answer_weighs_as_much_as_another_reason(tokenizer, world):
+    """Weighted more, answers with reasons are cut short and tell less of the speaker."""
+    rng = random.Random(5)
+    reasoned, others = set(), set()
+    documents = [world.document(rng) for _ in range(400)]
+    for document, e in zip(documents, encode(documents, tokenizer), strict=True):
+        chosen = [piece for piece in document.pieces if piece.tag == "answer" and piece.law]
+        (reasoned if chosen else others).add(float(e.weight[-1]))
+    assert reasoned == {1.0} and others == {COPY_WEIGHT}
 
 
 def test_gist_masks_let_the_past_through_at_sentence_ends_only(tokenizer, world):

@@ -716,7 +716,7 @@ def test_any_other_runtime_error_is_not_taken_for_a_lack_of_memory(own, path, mo
         quietly(own, FEW, path)
 
 
-def test_control_c_leaves_what_was_computed_and_the_same_call_goes_on(llama, path, small):
+def test_control_c_leaves_what_was_computed_and_the_same_call_goes_on(llama, path, small, interruptible):
     expected = quietly(llama, TEXTS, f"{path}2")[0].values
     said = []
     with forwards(llama, lambda number: number == 6 and signal.raise_signal(signal.SIGINT)) as passes:

@@ -700,7 +700,7 @@ def test_damage_on_s3_is_found_and_computed_again(llama, bucket):
     assert Store.find(url).verify().empty
 
 
-def test_an_interrupted_capture_on_s3_goes_on(llama, bucket, path):
+def test_an_interrupted_capture_on_s3_goes_on(llama, bucket, path, interruptible):
     url = f"{bucket}/store"
     with forwards(llama, lambda number: number == 2 and signal.raise_signal(signal.SIGINT)):
         with pytest.raises(KeyboardInterrupt):

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from ..errors import WorkbenchError
 from ..models import Model
-from .forward import ENGINES, HOOKS, Budget, batches, check_finite, read_texts
+from .forward import ENGINES, HOOKS, Budget, batches, read_rows
 from .keep import Reading, capture_into, open_activations
-from .layout import Layout, check_labels, rows_of, text_positions
+from .layout import Layout, check_labels, text_positions, width_dim
 from .store import DTYPES, Store
 
 __all__ = ["ENGINES", "HOOKS", "Store", "batches", "capture", "open_activations"]
@@ -87,20 +87,13 @@ def capture(
                             progress is not False, say)  # fmt: skip
 
     layout = Layout.of(rule, ids, places, columns)
-    result: np.ndarray | None = None
     bar = tqdm(total=sum(map(len, ids)), desc=f"capture {hook}", unit="token", unit_scale=True, disable=not progress)
     with bar:
-        for batch, block in read_texts(model, ids, places, wanted, hook, engine, Budget(batch_tokens, say)):
-            if result is None:
-                result = np.empty((len(wanted), layout.counts.sum(), block.shape[-1]), dtype=np.float32)
-            result[:, rows_of(batch, layout.counts)] = block.float().cpu().numpy()
-            bar.update(sum(len(ids[text]) for text in batch))
-    assert result is not None  # there is a text, so there was a batch
-    check_finite(result, wanted, texts, layout.counts, model)
-    width = "neuron" if hook == "mlp.hook_post" else "d_model"
+        result = read_rows(model, texts, ids, places, wanted, hook, engine, Budget(batch_tokens, say),
+                           lambda batch: bar.update(sum(len(ids[text]) for text in batch)))  # fmt: skip
     return xr.DataArray(
         result.reshape(len(wanted), *layout.shape, -1),
-        dims=("layer", *layout.dims, width),
+        dims=("layer", *layout.dims, width_dim(hook)),
         coords={"layer": wanted, **layout.coords},
         name=hook,
         attrs=attrs,

@@ -86,7 +86,7 @@ class Files:
                 partial.unlink(missing_ok=True)
 
     def write_json(self, name: str, content: Any) -> None:
-        self.write(name, (json.dumps(content, indent=1) + "\n").encode())
+        self.write(name, (json.dumps(content) + "\n").encode())
 
     def remove(self, name: str) -> None:
         with self.told("write"), contextlib.suppress(FileNotFoundError):
@@ -202,4 +202,3 @@ class Files:
             keeper.join()
             if (self.read_json("lock") or {}).get("owner") == own:  # not what another took over
                 self.remove("lock")
-

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import WorkbenchError
 from ..models import Model, residual
+from .layout import rows_of
 
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp.hook_post")
 ENGINES = ("huggingface", "transformer-lens")
@@ -64,6 +65,33 @@ def read_texts(
         budget.halve(len(texts) * len(ids[texts[0]]))
 
 
+def read_rows(
+    model: Model,
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]] | None,
+    layers: Sequence[int],
+    hook: str,
+    engine: str,
+    budget: Budget,
+    each: Callable[[list[int]], object] = lambda batch: None,
+) -> np.ndarray:
+    """(layer, row, d) float32, the rows of one text after those of the other; see `read_texts`.
+
+    each: called with the texts of every batch once it is read. WorkbenchError for NaN and inf.
+    """
+    counts = np.array([len(places) for places in positions] if positions else [1] * len(ids))
+    out: np.ndarray | None = None
+    for batch, block in read_texts(model, ids, positions, layers, hook, engine, budget):
+        if out is None:
+            out = np.empty((len(layers), counts.sum(), block.shape[-1]), np.float32)
+        out[:, rows_of(batch, counts)] = block.float().cpu().numpy()
+        each(batch)
+    assert out is not None  # there is a text, so there was a batch
+    _check_finite(out, layers, texts, counts, model)
+    return out
+
+
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Texts, longest first, in batches as `read_texts` makes them; one text always goes."""
     order, out = sorted(range(len(lengths)), key=lambda text: -lengths[text]), []
@@ -84,7 +112,7 @@ def _first_batch(lengths: Sequence[int], batch_tokens: int) -> int:
     return next((size for size in range(worth, full) if 2 * lengths[size] < longest), full)
 
 
-def check_finite(
+def _check_finite(
     block: np.ndarray, layers: Sequence[int], texts: Sequence[str], counts: np.ndarray, model: Model
 ) -> None:
     """WorkbenchError where block (layer, row, d) holds NaN or inf; counts (text): how many rows each text has."""

@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 from ..errors import WorkbenchError
 from ..models import Model, load_model
 from .files import Files
-from .forward import Budget, check_finite, read_texts
-from .layout import POSITIONS, Layout, rows_of
+from .forward import Budget, read_rows, read_texts
+from .layout import POSITIONS, Layout, rows_of, text_positions, width_dim
 from .lazy import lazy_array
 from .store import Part, Store, chunk_rows, parquet, text_id
 
 AHEAD = 2  # parts that may wait for the disk
 LIBRARIES = ("torch", "transformers", "transformer-lens")
+OF_TEXT = {"content", "n_tokens", "row", "rows", "tokens", "positions"}  # columns that follow from the text id
 NOT_ATTRS = ("layers", "width", "store_dtype")
 
 
@@ -57,6 +58,10 @@ class Job(NamedTuple):
     start: int
     texts: list[Text]
 
+    @property
+    def rows(self) -> int:
+        return sum(text.rows for text in self.texts)
+
 
 def capture_into(
     path: Any, model: Model, reading: Reading, texts: Sequence[str], ids: list[list[int]],
@@ -85,7 +90,7 @@ def capture_into(
         if store is None:
             different = {text.text_id: text.rows for text in asked}
             rows = chunk_rows(width, store_dtype, sum(different.values()), len(different))
-            store = Store.create(files, identity, rows, "neuron" if reading.hook == "mlp.hook_post" else "d_model")
+            store = Store.create(files, identity, rows, width_dim(reading.hook))
         else:
             store.check_identity(identity)
         new = _new_entries(store, wanted)
@@ -122,8 +127,8 @@ def open_activations(path: Any, layers: Sequence[int] | None = None, partial: bo
         Text(line["text_id"], line["content"], list(line.get("tokens", ())), _places(line, rule))
         for line in lines.to_dict("records")
     ]
-    hidden = {"row", "rows", "tokens", "n_tokens", "positions"}
-    columns = {name: lines[name].to_numpy() for name in lines.columns if name not in hidden}
+    shown = [name for name in lines.columns if name == "content" or name not in OF_TEXT]
+    columns = {name: lines[name].to_numpy() for name in shown}
     return _array(store, store.layers if layers is None else list(layers), asked, rule, columns)
 
 
@@ -195,24 +200,21 @@ def _plan(
                                          for name, _ in part.texts]))  # fmt: skip
     there = {*store.rows, *(text.text_id for job in jobs for text in job.texts)}
     new = sorted((text for text in texts.values() if text.text_id not in there), key=lambda text: -len(text.ids))
-    start, part, rows = store.next_start, [], 0
+    job, end = None, store.next_start
     for text in new:
-        if part and rows + text.rows > store.chunk:
-            jobs.append(Job(start, part))
-            start, part, rows = start + -(-rows // store.chunk) * store.chunk, [], 0
-        part.append(text)
-        rows += text.rows
-    if part:
-        jobs.append(Job(start, part))
-    need = sum(store.part_bytes(sum(text.rows for text in job.texts)) for job in jobs)
+        if job is None or job.rows + text.rows > store.chunk:
+            job = Job(end, [])
+            jobs.append(job)
+        job.texts.append(text)
+        end = job.start + store.whole_chunks(job.rows)
+    need = sum(store.part_bytes(job.rows) for job in jobs)
     free = store.files.free()
     if free is not None and need > free:
         raise WorkbenchError(f"{len(new):,} texts were to be captured into {store.files.shown}.",
                              found=f"{free / 1e6:,.1f} MB free, {need / 1e6:,.1f} MB needed",
                              do="Make room, take fewer layers or texts, or store_dtype='float16'.")  # fmt: skip
     if jobs:
-        end = jobs[-1].start + -(-sum(text.rows for text in jobs[-1].texts) // store.chunk) * store.chunk
-        store.grow(max(end, store.next_start))
+        store.grow(end)
     return jobs
 
 
@@ -222,13 +224,11 @@ def _stored_text(store: Store, model: Model, reading: Reading, name: str) -> Tex
     if len(lines):
         line = lines.iloc[0]
         (ids,) = model.encode([line["content"]], chat=reading.chat)
-        places = list(line["positions"]) if reading.rule == "given" else None
-        if reading.rule in POSITIONS and reading.rule != "mean":
-            places = list(range(len(ids))) if reading.rule == "all" else [len(ids) - 1]
-        elif reading.rule not in POSITIONS and places is None:
-            places = [place % len(ids) for place in json.loads(reading.rule)]
-        if text_id(ids, places if reading.rule == "given" and places else ()) == name:
-            return Text(name, str(line["content"]), ids, places)
+        given = list(line["positions"]) if reading.rule == "given" else []
+        rule = reading.rule if reading.rule in POSITIONS else [given] if given else json.loads(reading.rule)
+        if text_id(ids, given) == name:
+            _, places = text_positions(rule, [ids], [line["content"]])
+            return Text(name, str(line["content"]), ids, places[0] if places else None)
     raise WorkbenchError(f"A damaged part of {store.files.shown} was to be computed again.",
                          found="a text of it that neither the call nor the store knows",
                          do="Make the capture again that wrote it, with all its texts.")  # fmt: skip
@@ -255,7 +255,7 @@ def _entries(asked: Sequence[Text], reading: Reading, columns: Mapping[str, np.n
 
 def _new_entries(store: Store, wanted: pd.DataFrame) -> pd.DataFrame:
     """Lines of `wanted` that the store lacks: the same text under the same labels counts as often as it is asked."""
-    labels = [name for name in wanted.columns if name not in ("content", "n_tokens", "rows", "tokens", "positions")]
+    labels = [name for name in wanted.columns if name not in OF_TEXT]
 
     def keys(table: pd.DataFrame) -> list[tuple]:
         known = table.reindex(columns=labels).astype(object)
@@ -299,15 +299,8 @@ def compute(job: Job, model: Model, reading: Reading, budget: Budget) -> np.ndar
     """(layer, row, d) float32, rows in the order of the job's texts."""
     ids = [text.ids for text in job.texts]
     places = None if job.texts[0].places is None else [text.places or [] for text in job.texts]
-    counts = np.array([text.rows for text in job.texts])
-    out: np.ndarray | None = None
-    for batch, block in read_texts(model, ids, places, reading.layers, reading.hook, _engine(reading), budget):
-        if out is None:
-            out = np.empty((len(reading.layers), counts.sum(), block.shape[-1]), np.float32)
-        out[:, rows_of(batch, counts)] = block.float().cpu().numpy()
-    assert out is not None
-    check_finite(out, reading.layers, [text.content for text in job.texts], counts, model)
-    return out
+    texts = [text.content for text in job.texts]
+    return read_rows(model, texts, ids, places, reading.layers, reading.hook, _engine(reading), budget)
 
 
 def _engine(reading: Reading) -> str:
@@ -365,7 +358,7 @@ def _on_ray(
         return lambda job: _write(place, job, compute(job, own, reading, budget))
 
     gpus = 1.0 if model.device.type == "cuda" else 0.0
-    threads = max(1, torch.get_num_threads() // workers) if address is None else None
+    threads = max(1, torch.get_num_threads() // max(workers, 1)) if address is None else None
     for index, part in spread(build, jobs, workers, address, threads, gpus, say):
         store.commit(part)
         yield jobs[index]

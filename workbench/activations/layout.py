@@ -77,14 +77,13 @@ class Layout:
 
     @classmethod
     def of(
-        cls, rule: str, ids: Sequence[Sequence[int]] | None, places: Sequence[Sequence[int]] | None,
-        columns: Mapping[str, Any], n_texts: int | None = None,
+        cls, rule: str, ids: Sequence[Sequence[int]], places: Sequence[Sequence[int]] | None,
+        columns: Mapping[str, Any],
     ) -> "Layout":  # fmt: skip
-        """ids and places may be None where the rule does without them ("last", "mean")."""
-        n = len(ids) if ids is not None else n_texts or 0
+        """places may be None where each text has one row ("last", "mean")."""
+        n = len(ids)
         counts = np.array([len(p) for p in places]) if places is not None else np.ones(n, dtype=int)
         if rule == "all":
-            assert ids is not None
             of_row = np.repeat(np.arange(n), counts)
             within = np.concatenate([np.arange(count) for count in counts])
             tokens = np.concatenate([np.asarray(row) for row in ids])
@@ -99,6 +98,11 @@ class Layout:
         else:
             coords["position"] = json.loads(rule)
         return cls(counts, ("text", "position"), (n, int(counts[0])), coords)
+
+
+def width_dim(hook: str) -> str:
+    """Name of the last dim of what a hook reads."""
+    return "neuron" if hook == "mlp.hook_post" else "d_model"
 
 
 def rows_of(texts: Sequence[int], counts: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:

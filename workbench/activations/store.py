@@ -13,7 +13,6 @@ the last finished capture left, whatever happens meanwhile.
 
 import hashlib
 import io
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,7 +63,7 @@ class Store:
     """A store that exists; made by `Store.create` or found by `Store.find`.
 
     identity: where the activations come from (model, fingerprint, hook, position ...), with `layers`, `width` and
-    `store_dtype`. parts: what is written, the damaged left out. entries: one line per text, as last finished.
+    `store_dtype`. all_parts {first row: part}; damaged: the first rows of parts that count as not written.
     """
 
     def __init__(self, files: Files):
@@ -96,7 +95,6 @@ class Store:
         self.manifest: dict[str, Any] | None = manifest
         self.all_parts = {part.start: part for part in [*listed, *pending]}
         self.damaged = set(manifest["damaged"] if manifest else ()) - {part.start for part in pending}
-        self.parts = [part for start, part in sorted(self.all_parts.items()) if start not in self.damaged]
         self.__dict__.pop("entries", None)
         with self.files.told("read"):  # last, so that it is no shorter than its parts
             group: Any = zarr.open_group(self.files.zarr_store("activations.zarr"), mode="r")
@@ -158,6 +156,11 @@ class Store:
     # -- what is there -----------------------------------------------------------------------------------
 
     @property
+    def parts(self) -> list[Part]:
+        """What is written, in the order of the rows, the damaged left out."""
+        return [part for start, part in sorted(self.all_parts.items()) if start not in self.damaged]
+
+    @property
     def rows(self) -> dict[str, int]:
         """{text id: its first row} of every text that is written."""
         return {text: row for part in self.parts for text, row in part.places}
@@ -182,12 +185,15 @@ class Store:
     @property
     def next_start(self) -> int:
         """First row after every part, damaged ones too."""
-        ends = [part.start + self.chunk * -(-part.rows // self.chunk) for part in self.all_parts.values()]
-        return max(ends, default=0)
+        return max((part.start + self.whole_chunks(part.rows) for part in self.all_parts.values()), default=0)
+
+    def whole_chunks(self, rows: int) -> int:
+        """Rows of the chunks that so many rows take."""
+        return -(-rows // self.chunk) * self.chunk
 
     def part_bytes(self, rows: int) -> int:
         """Bytes on disk of a part of so many rows, in all layers."""
-        return -(-rows // self.chunk) * len(self.layers) * self.chunk_bytes
+        return self.whole_chunks(rows) // self.chunk * len(self.layers) * self.chunk_bytes
 
     @property
     def chunk_bytes(self) -> int:
@@ -216,8 +222,8 @@ class Store:
         """Write a part's chunks, block (layer, row, d), and return its record, which `commit` keeps."""
         import google_crc32c
 
-        n_chunks = -(-block.shape[1] // self.chunk)
-        whole = np.full((block.shape[0], n_chunks * self.chunk, block.shape[2]), np.nan, self.identity["store_dtype"])
+        shape = (block.shape[0], self.whole_chunks(block.shape[1]), block.shape[2])
+        whole = np.full(shape, np.nan, self.identity["store_dtype"])
         with np.errstate(over="ignore"):
             whole[:, : block.shape[1]] = block
         if whole.dtype != block.dtype and np.isinf(whole).any():
@@ -225,7 +231,7 @@ class Store:
                 f"Activations were to be stored as {whole.dtype}.",
                 found=f"values up to {np.abs(block).max():.3g}, beyond its {np.finfo(whole.dtype).max:.0f}",
                 do="Capture into a new store with store_dtype='float32'.")  # fmt: skip
-        chunks = whole.reshape(block.shape[0], n_chunks, -1)
+        chunks = whole.reshape(len(whole), -1, self.chunk * shape[2])
         digests = [[f"{google_crc32c.value(chunk):08x}" for chunk in layer] for layer in chunks]
         with self.files.told("write"):
             self._writable[:, start : start + whole.shape[1]] = whole
@@ -236,7 +242,6 @@ class Store:
         self.files.write_json(f"parts/{part.start:012d}.json", asdict(part))
         self.all_parts[part.start] = part
         self.damaged.discard(part.start)
-        self.parts = [p for start, p in sorted(self.all_parts.items()) if start not in self.damaged]
 
     def finish(self, entries: pd.DataFrame, versions: Mapping[str, str]) -> None:
         """Write the texts, then the manifest, then drop the parts' records, which it now holds."""
@@ -244,7 +249,8 @@ class Store:
         digest = hashlib.sha256(content).hexdigest()
         texts = f"texts-{digest[:16]}.parquet"
         self.files.write(texts, content)
-        self._write_manifest(
+        self.files.write_json(
+            "manifest.json",
             {
                 "format": FORMAT,
                 "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -253,7 +259,7 @@ class Store:
                 "texts": {"file": texts, "sha256": digest, "entries": len(entries)},
                 "damaged": sorted(self.damaged),
                 "parts": [asdict(part) for _, part in sorted(self.all_parts.items())],
-            }
+            },
         )
         for name in self.files.sizes():
             old_texts = name.startswith("texts-") and name != texts
@@ -271,9 +277,6 @@ class Store:
         files.remove_folder("parts")
         files.remove_folder("activations.zarr")
         files.remove_emptied()
-
-    def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        self.files.write("manifest.json", (json.dumps(manifest) + "\n").encode())
 
     # -- damage ------------------------------------------------------------------------------------------
 
@@ -315,7 +318,7 @@ class Store:
             self.files.remove(f"parts/{start:012d}.json")
         if self.manifest:
             listed = {part["start"] for part in self.manifest["parts"]}
-            self._write_manifest({**self.manifest, "damaged": sorted(damaged & listed)})
+            self.files.write_json("manifest.json", {**self.manifest, "damaged": sorted(damaged & listed)})
         self.reload()
 
     def _chunks(self) -> Iterable[tuple[int, Part, int, str, str]]:
