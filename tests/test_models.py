@@ -4,12 +4,14 @@ import json
 import shutil
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors as hub
 from safetensors.torch import load_file, save_file
-from tiny import BOS, FAMILIES, SHARED, make
+from tiny import BOS, FAMILIES, MORE, SHARED, make
 
+from workbench.activations import capture
 from workbench.errors import WorkbenchError
 from workbench.models import load_model, residual, self_check
 
@@ -100,6 +102,48 @@ def test_either_engine_speaks_alike_and_its_blocks_can_be_steered(tiny_folder, f
         steered = [model.speaker(ids, attention_mask=mask).logits for model in (plain, bridged)]
     assert (steered[0] - expected.logits).abs().max() > 1e-2
     torch.testing.assert_close(steered[1], steered[0], rtol=0, atol=1e-5)
+
+
+# -- before any training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES + MORE)
+def test_a_random_twin_shares_all_but_the_weights(tiny_model, family):
+    model = tiny_model(family)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        twin = model.random_twin(3)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(6)
+        again = load_model(**twin.source)
+    assert again.fingerprint == twin.fingerprint != model.fingerprint, "the seed decides, and nothing else"
+    ours, theirs = (dict(one.twin.named_parameters()) for one in (model, twin))
+    assert {name: p.shape for name, p in ours.items()} == {name: p.shape for name, p in theirs.items()}
+    assert not [name for name, p in ours.items() if torch.equal(p, theirs[name])], "nothing of what it learnt is left"
+    for name, p in theirs.items():
+        if p.ndim == 1:  # norms and biases start at 0 or 1
+            assert torch.unique(p).numel() == 1, name
+        else:
+            assert 0.05 < float(p.std()) < 0.2, f"{name}: near the configuration's initializer_range"
+    for chat in (False, True):
+        assert twin.encode(TEXTS, chat) == model.encode(TEXTS, chat)
+    assert (twin.bos_id, twin.eos_ids, twin.pad_id, twin.context) == (
+        model.bos_id, model.eos_ids, model.pad_id, model.context)  # fmt: skip
+    assert twin.agreement["logits"] <= 1e-5 and twin.agreement["resid_post"] <= 1e-5
+    assert twin.name == f"{family}, random weights 3" and twin.source["random_weights"] == 3
+    acts = capture(twin, TEXTS)
+    assert acts.shape == (3, 2, 32) and bool(np.isfinite(acts).all())
+    assert acts.attrs["fingerprint"] == twin.fingerprint and not np.allclose(acts, capture(model, TEXTS))
+
+
+def test_each_seed_has_its_own_random_twin(tiny_folder, tiny_model):
+    model = tiny_model("llama")
+    one, other = (model.random_twin(seed) for seed in (0, 1))
+    assert len({model.fingerprint, one.fingerprint, other.fingerprint}) == 3
+    assert other.random_twin(0).fingerprint == one.fingerprint, "a twin of a twin is a twin"
+    half = load_model(tiny_folder("llama"), dtype="bfloat16", engine="transformer-lens").random_twin(1)
+    assert half.dtype == torch.bfloat16 == next(half.twin.parameters()).dtype and half.engine == "transformer-lens"
 
 
 # -- text and tokens -----------------------------------------------------------------------------------------

@@ -1,19 +1,18 @@
 """Probes: planted truths, scikit-learn's optimum, folds that keep together what belongs together."""
 
+from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from planted import probes_of
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
-from workbench import probes as module
 from workbench.errors import WorkbenchError
-from workbench.probes import Probes, fit_probes
+from workbench.probes import METHODS, Probes, fit_probes
 from workbench.probes.folds import assign_folds, check_pairs, linked, spread
-from workbench.probes.linear import area_under_roc, cross_validated_logistic
 from workbench.values import VALUES
 
 SUBJECTS = [f"{who} in {where}" for who in ("Mira", "he", "she", "they") for where in ("town", "the forest", "May")]
@@ -49,7 +48,8 @@ def planted(monkeypatch, tiny_model):
                 attrs=model.provenance,
             )
 
-        monkeypatch.setattr(module, "capture", capture)
+        for home in ("pairs", "fitted"):
+            monkeypatch.setattr(f"workbench.probes.{home}.capture", capture)
         return model
 
     return plant
@@ -69,36 +69,7 @@ def directions(values, seed=0):
 # -- the fit -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "d"), [(200, 30), (60, 200), (40, 40)])
-def test_the_optimum_is_scikit_learns(n, d):
-    rng = np.random.default_rng(n)
-    y = rng.random(n) < 0.5
-    X = 3 * rng.normal(size=(n, d)) + 20 * rng.normal(size=d) + np.outer(y, rng.normal(size=d))
-    fold = np.arange(n) % 5
-    for C in (1.0, 0.01):
-        w, b, held_out = cross_validated_logistic(X, y, fold, C)
-        exact = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=1000)
-        assert 1 / (1 + np.exp(-(X @ w + b))) == pytest.approx(exact.fit(X, y).predict_proba(X)[:, 1], abs=1e-4)
-        lbfgs = LogisticRegression(C=C, tol=1e-12, max_iter=100_000).fit(X, y)
-        assert 1 / (1 + np.exp(-(X @ w + b))) == pytest.approx(lbfgs.predict_proba(X)[:, 1], abs=1e-3)
-        for k in range(5):
-            exact.fit(X[fold != k], y[fold != k])
-            assert held_out[fold == k] == pytest.approx(exact.decision_function(X[fold == k]), abs=1e-3)
-
-
-def test_separable_texts_have_an_optimum_too():
-    X = np.r_[np.full((20, 3), 50.0), np.full((20, 3), -50.0)] + np.random.default_rng(0).normal(size=(40, 3))
-    y = np.repeat([True, False], 20)
-    w, _, held_out = cross_validated_logistic(X, y, np.arange(40) % 4, 1.0)
-    assert np.isfinite(w).all() and ((held_out > 0) == y).all()
-
-
-def test_auroc_counts_ties_half():
-    y, score = np.array([1, 1, 0, 0, 0], bool), np.array([3.0, 1.0, 1.0, 0.0, 2.0])
-    assert area_under_roc(score, y) == pytest.approx(roc_auc_score(y, score)) == 4.5 / 6
-
-
-@pytest.mark.parametrize("method", ["logistic", "mean_difference"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_planted_direction_is_found(method, planted):
     values = VALUES[:3]
     held = directions(values)
@@ -259,24 +230,69 @@ def test_accuracy_on_held_out_pairs(planted):
 # -- choosing ------------------------------------------------------------------------------------------------
 
 
-def with_accuracy(probes: Probes, rates: list[float], depth: int) -> Probes:
-    from dataclasses import replace
-
-    layers = list(range(len(rates)))
-    accuracy = xr.DataArray([rates], dims=("value", "layer"), coords={"value": ["power"], "layer": layers})
-    return replace(probes, accuracy=accuracy, provenance={**probes.provenance, "n_layers": depth})
+def with_accuracy(rates: list[float], depth: int) -> Probes:
+    """Probes of one value that are right on so many of the first pairs, layer by layer."""
+    right = np.arange(100) < np.round(100 * np.array(rates))[:, None, None]
+    return probes_of({"power": np.where(right, 1.0, -1.0) * np.array([[1], [-1]])}, n_layers=depth)
 
 
-def test_layers_are_chosen_by_accuracy_and_never_at_the_end(tiny_model):
-    probes = fit_probes(tiny_model(), some_pairs(), folds=3)
-    rising = with_accuracy(probes, [0.5, 0.92, 0.97, 0.97, 0.95, 0.9, 0.99, 1.0], 8)
+def test_layers_are_chosen_by_accuracy_and_never_at_the_end():
+    rising = with_accuracy([0.5, 0.92, 0.97, 0.97, 0.95, 0.9, 0.99, 1.0], 8)
+    assert rising.accuracy.values[0].tolist() == [0.5, 0.92, 0.97, 0.97, 0.95, 0.9, 0.99, 1.0]
     assert rising.choose_layer() == 6
-    assert rising.choose_layers() == [1, 2, 3, 4, 6], "above .9, the last 15 % left out"
-    tied = with_accuracy(probes, [0.5, 0.92, 0.97, 0.97, 0.95, 0.9, 0.91, 1.0], 8)
+    chosen = rising.choose_layers()
+    assert chosen == [1, 2, 3, 4, 6], "above .9, the last 15 % left out"
+    assert chosen.reason == "mean out-of-fold accuracy above 0.9, without the last 1 of 8"
+    assert chosen.accuracy == pytest.approx(np.mean([0.92, 0.97, 0.97, 0.95, 0.99]))
+    tied = with_accuracy([0.5, 0.92, 0.97, 0.97, 0.95, 0.9, 0.91, 1.0], 8)
     assert tied.choose_layer() == 3, "ties go to the later layer"
-    assert with_accuracy(probes, [1.0] * 32, 32).choose_layers() == list(range(27)), "without the last five of 32"
+    for rule in ("published", "cross-fitted"):
+        assert with_accuracy([1.0] * 32, 32).choose_layers(rule=rule) == list(range(27)), "without the last five of 32"
     with pytest.raises(WorkbenchError, match=r"at best 0.97\d?, at layer 3"):
         tied.choose_layers(0.98)
+    with pytest.raises(WorkbenchError, match="rule 'best' were asked for.\nAllowed: 'published', 'cross-fitted'"):
+        tied.choose_layers(rule="best")
+    late = rising.held_out.isel(layer=[7])
+    with pytest.raises(WorkbenchError, match=r"layers \[7\] of 8 only.*\n.*the last 15 % are never chosen"):
+        replace(rising, held_out=late, weight=rising.weight.sel(layer=[7])).choose_layers()
+
+
+def by_fold(rates: np.ndarray) -> Probes:
+    """Probes whose accuracy in each of five folds is as given: (layer, fold)."""
+    right = np.arange(20)[:, None] < np.round(20 * rates)[:, None]  # (layer, pair within the fold, fold)
+    logit = np.where(right.reshape(len(rates), 1, 100), 1.0, -1.0) * np.array([[1], [-1]])
+    return probes_of({"power": logit})
+
+
+def test_cross_fitted_layers_are_told_on_folds_that_took_no_part():
+    lucky = by_fold(np.array([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5, 0.5]]))
+    chosen = lucky.choose_layers(rule="cross-fitted")
+    assert chosen == [0], "only the fold that sees layer 1 fail would be judged by folds that do not"
+    assert chosen.accuracy == pytest.approx(((1 + 0) / 2 + 4) / 5)
+    assert "in most folds, each judged by the others, without the last 2 of 10; 0.900 on folds" in chosen.reason
+    for threshold in (0.75, 0.7):  # where all four folds' mean is not above, and where it is
+        both = lucky.choose_layers(threshold, rule="cross-fitted")
+        assert both == ([0] if threshold == 0.75 else [0, 1])
+    steady = with_accuracy([0.5, 0.92, 0.97, 0.4], 10)
+    spread_out = by_fold(np.repeat([[0.5], [0.95], [1.0], [0.4]], 5, axis=1))
+    assert spread_out.choose_layers() == spread_out.choose_layers(rule="cross-fitted") == [1, 2]
+    assert spread_out.choose_layers(rule="cross-fitted").accuracy == pytest.approx(0.975)
+    with pytest.raises(WorkbenchError):
+        by_fold(np.full((3, 5), 0.6)).choose_layers()
+    none = by_fold(np.array([[0.6] * 5, [0.8] * 5, [0.7] * 5])).choose_layers(rule="cross-fitted")
+    assert none == [1] and none.accuracy == pytest.approx(0.8), "where none passes, the best"
+    assert steady.choose_layers() == [1, 2]
+
+
+def test_the_best_of_many_layers_of_noise_is_told_as_chance_by_cross_fitting_only():
+    rng, told = np.random.default_rng(0), {"published": [], "cross-fitted": []}
+    for _ in range(30):
+        noise = probes_of({"power": rng.normal(size=(60, 2, 20))}, n_layers=100)
+        for rule, found in told.items():
+            best = float(noise.accuracy.max()) - 1e-9
+            found.append(noise.choose_layers(best if rule == "published" else 0.99, rule).accuracy)
+    assert np.mean(told["published"]) > 0.62
+    assert abs(np.mean(told["cross-fitted"]) - 0.5) < 0.04
 
 
 # -- errors and files ----------------------------------------------------------------------------------------
@@ -286,8 +302,16 @@ def test_save_and_load(tiny_model, tmp_path):
     model = tiny_model()
     probes = fit_probes(model, some_pairs(), folds=3)
     again = Probes.load(probes.save(tmp_path / "probes.safetensors"), model)
-    for name in ("weight", "bias", "accuracy", "auroc", "intervals", "tfidf", "cross"):
+    for name in (
+        "weight", "bias", "held_out", "tfidf", "cross", "accuracy", "auroc", "brier", "calibration_error", "intervals",
+        "auroc_intervals",
+    ):  # fmt: skip
         xr.testing.assert_identical(getattr(probes, name), getattr(again, name))
+    pd.testing.assert_frame_equal(again.examples, probes.examples)
+    assert probes.activations is not None and again.activations is None
+    assert again.choose_layers(0.1, "cross-fitted") == probes.choose_layers(0.1, "cross-fitted")
+    thrice = Probes.load(again.save(tmp_path / "probes.safetensors"))
+    xr.testing.assert_identical(thrice.cross, probes.cross)
     assert again.provenance == probes.provenance and again.method == "logistic"
     assert {"model", "fingerprint", "hook", "position", "template", "pairs", "seed", "torch", "folds_by"} <= set(
         again.provenance

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .errors import WorkbenchError
 from .probes.folds import assign_folds, check_pairs, in_order
-from .probes.linear import tfidf_hits, word_classifier
+from .probes.words import tfidf_hits, word_classifier
 from .values import VALUES, circular_step
 
 BLOCK = ("person", "form")

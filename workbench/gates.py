@@ -21,7 +21,8 @@ from .errors import WorkbenchError
 from .models import Model
 from .probes.files import check_fingerprint, load_arrays, save_arrays
 from .probes.folds import spread
-from .probes.linear import area_under_roc, cross_validated_logistic
+from .probes.linear import cross_validated
+from .probes.scores import area_under_roc
 
 
 class Gate(ABC):
@@ -141,9 +142,9 @@ class ProbeGate(Gate):
             fold[y == side] = spread(groups, folds, seed)
         with unsteered(model):
             acts = capture(model, prompts, layers=None if layer is None else [layer], chat=True)
-        fits = [cross_validated_logistic(X.astype(np.float64), y, fold, C) for X in acts.values]
-        best = int(np.argmax([area_under_roc(held_out, y) for _, _, held_out in fits]))
-        weight, bias, held_out = fits[best]
+        fits = [cross_validated(X, y, fold, "logistic", C) for X in acts.values]
+        best = int(np.argmax([area_under_roc(held_out, y) for _, held_out in fits]))
+        (weight, bias), held_out = fits[best]
         score = torch.sigmoid(torch.from_numpy(held_out)).numpy()
         provenance = {**acts.attrs, "C": C, "folds": folds, "seed": seed}
         gate = cls(

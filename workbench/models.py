@@ -127,6 +127,13 @@ class Model:
         write = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
         return [str(write([{"role": "user", "content": turn}])) for turn in turns]
 
+    def random_twin(self, seed: int = 0) -> "Model":
+        """The same architecture and tokenizer with the weights that a training would start from.
+
+        What a probe reads in it, the architecture and the words give, and not what the model has learnt.
+        """
+        return load_model(**{**self.source, "random_weights": seed})
+
     def encode(
         self, texts: Iterable[str], chat: bool = False, instruction: str | None = None
     ) -> list[list[int]]:
@@ -244,7 +251,7 @@ def residual(output: Any) -> torch.Tensor:
 def load_model(
     name: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
     engine: str = "huggingface", revision: str | None = None, n_devices: int | None = None,
-    device_map: str | dict[str, Any] | None = None,
+    device_map: str | dict[str, Any] | None = None, random_weights: int | None = None,
 ) -> Model:
     """Load a model by name: "embedded:circle|scrambled|confirm", a local folder, or a Hugging Face name.
 
@@ -255,6 +262,7 @@ def load_model(
     revision: branch, tag or commit of a Hugging Face name.
     n_devices, device_map: spread a model that is larger than one GPU, instead of `device`: over so many GPUs, or as
         Hugging Face's device maps say; TransformerLens resolves both. Tried with every part on the CPU only.
+    random_weights: a seed: the architecture as it is before any training, no weights are read; see `random_twin`.
 
     Only safetensors weights are read, and no code from the model's folder is run. Raises WorkbenchError, with
     one clear sentence each, for whatever cannot be loaded, and when bridge and twin disagree.
@@ -265,7 +273,11 @@ def load_model(
     check_folder(folder, shown)
     spread = _spread(n_devices, device_map, device)
     place, kind, reason = choose(folder, device, dtype)
-    loaded, tokenizer = _read(folder, shown, kind, spread)
+    if random_weights is None:
+        loaded, tokenizer = _read(folder, shown, kind, spread)
+    else:
+        loaded, tokenizer = _read(folder, shown, kind, spread := {}, random_weights)
+        shown = f"{shown}, random weights {random_weights}"
     if spread:
         place = loaded.get_input_embeddings().weight.device
         reason = f"spread over {', '.join(sorted({str(p.device) for p in loaded.parameters()}))}; {reason}"
@@ -279,7 +291,7 @@ def load_model(
         world = world or twin.config.workbench_world
     where = {"n_devices": n_devices, "device_map": device_map} if spread else {"device": str(place)}
     source = {"name": name if world or revision else str(folder.resolve()), "dtype": dtype_name(kind),
-              "engine": engine, "revision": revision, **where}
+              "engine": engine, "revision": revision, "random_weights": random_weights, **where}
     model = Model(shown, bridge, twin, tokenizer, place, kind, reason, engine, world, revision, source=source)
     model.agreement = self_check(model)
     return model
@@ -334,7 +346,9 @@ def _spread(n_devices: int | None, device_map: Any, device: Any) -> dict[str, An
     return {} if resolved is None else {"device_map": resolved, **({"max_memory": memory} if memory else {})}
 
 
-def _read(folder: Path, shown: str, kind: torch.dtype, spread: dict[str, Any]) -> tuple[Any, Any]:
+def _read(
+    folder: Path, shown: str, kind: torch.dtype, spread: dict[str, Any], random_weights: int | None = None
+) -> tuple[Any, Any]:
     """Hugging Face model, on the CPU unless spread, and tokenizer of a folder."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -345,6 +359,10 @@ def _read(folder: Path, shown: str, kind: torch.dtype, spread: dict[str, Any]) -
         config = AutoConfig.from_pretrained(str(folder), **safe)
     with told(f"The tokenizer of {shown!r} was asked for.", "tokenizer.json or other tokenizer files"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **safe)
+    if random_weights is not None:
+        with told(asked, "a causal language model"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(random_weights)  # the CPU's alone: weights are drawn there
+            return AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation="eager"), tokenizer
     with told(asked, "a causal language model", do):
         # Eager as in the bridge: sdpa differs from it by up to 1e-2 in bfloat16.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -360,7 +378,9 @@ def _read(folder: Path, shown: str, kind: torch.dtype, spread: dict[str, Any]) -
 def _bridge(model: Any, folder: Path, shown: str, tokenizer: Any) -> Any:
     """TransformerBridge round a loaded model, whose modules it changes in place."""
     asked = f"{shown!r} ({type(model).__name__}) was to be read by TransformerLens."
-    with told(asked, "the architectures that TransformerLens supports"):
+    # It makes fused projections anew, at random, before it copies the weights: nobody's draws may change by that.
+    here = [model.device] if model.device.type == "cuda" else []
+    with told(asked, "the architectures that TransformerLens supports"), torch.random.fork_rng(here):
         from transformer_lens.model_bridge import TransformerBridge
 
         return TransformerBridge.boot_transformers(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..evaluation.metrics import wilson
+from ..rates import wilson
 from ..values import VALUES
 from . import data, judge, language
 from .grammar import HIGH_SPREAD, LOW_REACH, Document, World, instruction

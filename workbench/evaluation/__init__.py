@@ -1,10 +1,10 @@
 """What steering did: judges, rates with their uncertainty, and the sweep over methods and values."""
 
+from ..rates import newcombe as newcombe
+from ..rates import wilson as wilson
 from .agreement import agreement as agreement
 from .judges import ExactJudge as ExactJudge
 from .judges import Judge as Judge
-from .metrics import newcombe as newcombe
-from .metrics import wilson as wilson
 from .sweep import answer as answer
 from .sweep import evaluate as evaluate
 from .sweep import score as score

@@ -16,11 +16,11 @@ from ..errors import WorkbenchError
 from ..generate import generate
 from ..models import Model
 from ..probes import Probes
+from ..rates import wilson
 from ..steering.base import Base
 from ..steering.intervention import Intervention
 from ..values import VALUES
 from .judges import ExactJudge, Judge
-from .metrics import wilson
 
 Methods = Mapping[str, Callable[[str], Intervention]]
 ROOM = 4  # tokens of the context that a prompt must leave for its answer

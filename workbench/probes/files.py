@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,23 @@ def save_arrays(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], m
     """One safetensors file: arrays, and `meta` as JSON in its header. It appears whole or not at all."""
     from safetensors.numpy import save_file
 
+    header = {"workbench": json.dumps({"kind": kind, **meta})}
+    with written_whole(path) as partial:
+        save_file({name: np.array(array, order="C") for name, array in arrays.items()}, partial, metadata=header)
+    return Path(path)
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A name to write under; the file takes its place whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"workbench": json.dumps({"kind": kind, **meta})}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: np.array(array, order="C") for name, array in arrays.items()}, partial, metadata=header)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def load_arrays(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

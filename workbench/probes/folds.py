@@ -58,8 +58,13 @@ def in_order(column: Iterable[str]) -> list[str]:
     return [v for v in VALUES if v in present] + [v for v in present if v not in VALUES]
 
 
-def assign_folds(pairs: pd.DataFrame, values: Sequence[str], folds: int, seed: int) -> tuple[str, np.ndarray]:
-    """Fold of each pair, and by what pairs were kept together: the strictest of GROUPINGS that all values allow."""
+def assign_folds(pairs: pd.DataFrame, values: Sequence[str], folds: int | str, seed: int) -> tuple[str, np.ndarray]:
+    """Fold of each pair, and by what pairs were kept together: the strictest of GROUPINGS that all values allow.
+
+    folds: how many, or the column that holds each pair's own.
+    """
+    if isinstance(folds, str):
+        return f"column {folds!r}", given_folds(pairs, values, folds)
     if folds < 2:
         raise WorkbenchError(f"{folds} folds were asked for.", allowed="2 or more")
     few: tuple[str, int] = ("", 0)
@@ -83,6 +88,25 @@ def assign_folds(pairs: pd.DataFrame, values: Sequence[str], folds: int, seed: i
         found=f"{few[1]} independent pairs of {few[0]}",
         do="Give more pairs, or pass a smaller folds=.",
     )
+
+
+def given_folds(pairs: pd.DataFrame, values: Sequence[str], column: str) -> np.ndarray:
+    """Folds that a column names; WorkbenchError where a text of a value is in two, or a value in one fold only."""
+    asked = f"The folds of the column {column!r} were asked for."
+    if column not in pairs.columns or pairs[column].isna().any():
+        raise WorkbenchError(asked, "no such column" if column not in pairs.columns else "pairs without a fold",
+                             "a column with the fold of every pair")  # fmt: skip
+    fold = pd.factorize(pairs[column], sort=True)[0]
+    for value in values:
+        own = np.flatnonzero((pairs["value"] == value).to_numpy())
+        if len(set(fold[own])) < 2:
+            raise WorkbenchError(asked, f"all pairs of {value} in one fold", "two folds or more for every value")
+        texts = pairs.iloc[own][["positive", "negative"]].stack()
+        homes = pd.Series(np.repeat(fold[own], 2)).groupby(texts.to_numpy()).nunique()
+        if (homes > 1).any():
+            raise WorkbenchError(asked, f"the text {homes.idxmax()!r} of {value} in two folds, so that it would be "
+                                        "learnt and asked", do="Keep equal texts in one fold.")  # fmt: skip
+    return fold
 
 
 def linked(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:

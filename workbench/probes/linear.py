@@ -1,109 +1,232 @@
-"""Linear readers of two classes, cross-validated, and how their accuracy is told."""
+"""Linear readers of two classes, fitted in the span of the texts.
 
-from collections.abc import Sequence
+With n texts and d_model dimensions every reader here has its w in the span of the centred rows, w = a X: n unknowns
+instead of d_model. So all fits, folds and resamples of one value at one layer share one matrix of inner products,
+K = X X', and only a K-sized problem is left of each. The optima are those of the full space; nothing is truncated.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import eigh, solve
 from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue], made at run time
+from scipy.linalg.lapack import dpotrf, dpotrs  # pyright: ignore[reportAttributeAccessIssue]
 from scipy.special import expit
 
 from ..errors import WorkbenchError
 
+STEPS = 100
 
-def cross_validated_logistic(
-    X: np.ndarray, y: np.ndarray, fold: np.ndarray, C: float
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Logistic regression on all rows (n, d), and each row's logit from the fit that did not see its fold.
 
-    Newton's method in float64 to the optimum that scikit-learn's lbfgs approaches. With fewer texts than
-    dimensions the optimum lies in the span of the texts, so it is sought there, in n coordinates.
+class Reader(NamedTuple):
+    """logit = w.e + b."""
+
+    weight: np.ndarray
+    bias: float
+
+
+class Dual(NamedTuple):
+    """logits = K a + b: a reader by its coefficients on the rows."""
+
+    a: np.ndarray
+    b: float
+
+
+class Rows:
+    """The texts of two classes at one layer, and readers of them.
+
+    X: (n, d), any float; y: (n,) bool; d: dimensions. Where the rows are pairs, the positives stand first and the
+    negatives after them in the same order (`pca` needs this).
     """
-    reduced = X.shape[0] < X.shape[1]
-    Q, Z = np.eye(0), X
-    if reduced:
-        Q, R = np.linalg.qr(X.T)
-        Z = R.T
-    Z1, sign = np.c_[Z, np.ones(len(Z))], np.where(y, 1.0, -1.0)
-    whole = _newton(Z1, sign, C, np.zeros(Z1.shape[1]))
-    held_out = np.zeros(len(y))
-    for k in np.unique(fold):
-        train = fold != k
-        held_out[~train] = Z1[~train] @ _newton(Z1[train], sign[train], C, whole)  # near the optimum already
-    w = Q @ whole[:-1] if reduced else whole[:-1]
-    return w, float(whole[-1]), held_out
+
+    def __init__(self, X: np.ndarray, y: np.ndarray):
+        self.X, self.y, self.d = X, y, X.shape[1]
+        self.mean = X.mean(0, dtype=np.float64)  # a free intercept makes the shift harmless, and rounding small
+
+    @cached_property
+    def K(self) -> np.ndarray:
+        """Inner products of the centred rows: (n, n)."""
+        gram = dsyrk(1.0, (self.X - self.mean).T, trans=True)  # upper triangle
+        return gram + np.triu(gram, 1).T
+
+    def fit(self, method: str, C: float, counts: np.ndarray | None = None) -> Dual:
+        """Reader of all rows; counts (n,): how often each row counts, 0 for left out."""
+        counts = np.ones(len(self.y)) if counts is None else counts
+        kept = np.flatnonzero(counts)
+        if method == "logistic" and len(kept) > self.d:
+            return self._primal(C, counts)
+        K = self.K if len(kept) == len(counts) else self.K[np.ix_(kept, kept)]
+        own = METHODS[method](K, self.y[kept], counts[kept], self.d, C)
+        a = np.zeros(len(counts))
+        a[kept] = own.a
+        return Dual(a, own.b)
+
+    def lift(self, dual: Dual) -> Reader:
+        """The reader in the raw residual stream."""
+        weight = dual.a @ self.X - dual.a.sum() * self.mean
+        return Reader(weight, float(dual.b - weight @ self.mean))
+
+    def held_out(self, method: str, C: float, fold: np.ndarray) -> np.ndarray:
+        """Logit of each row from the reader that did not see its fold."""
+        logits = np.zeros(len(fold))
+        for k in np.unique(fold):
+            away = fold == k
+            own = self.fit(method, C, (~away).astype(float))
+            if len(self.X) > self.d:
+                weight, bias = self.lift(own)
+                logits[away] = self.X[away] @ weight + bias
+            else:
+                logits[away] = self.K[away] @ own.a + own.b
+        return logits
+
+    def _primal(self, C: float, counts: np.ndarray) -> Dual:
+        kept = np.flatnonzero(counts)
+        X, y = (self.X - self.mean)[kept], self.y[kept]
+        w, b = logistic_primal(X, y, counts[kept], C)
+        a = np.zeros(len(self.y))
+        a[kept] = C * counts[kept] * (y - expit(X @ w + b))  # at the optimum w is the sum of these times the rows
+        return Dual(a, b)
 
 
-def _newton(Z: np.ndarray, sign: np.ndarray, C: float, start: np.ndarray, steps: int = 100) -> np.ndarray:
-    """argmin over u = (w, b) of |w|^2 / 2 + C sum log(1 + exp(-sign (Z u))), the last column of Z being ones."""
-    penalty = np.ones(Z.shape[1])
-    penalty[-1] = 0.0
+def logistic(K: np.ndarray, y: np.ndarray, counts: np.ndarray, d: int, C: float) -> Dual:
+    """L2 logistic regression, intercept free: |w|^2 / 2 + C sum of counts * log(1 + exp(-sign (w.e + b))).
 
-    def objective(u: np.ndarray) -> float:
-        return 0.5 * (penalty * u) @ u + C * np.logaddexp(0.0, -sign * (Z @ u)).sum()
+    Newton's method on the logits (Rasmussen and Williams 2006, algorithm 3.1, with an intercept): of the curvature D
+    only the square root enters, so that rows fitted to rounding (D = 0) do no harm.
+    """
 
-    u, value = start.copy(), objective(start)
-    for _ in range(steps):
-        miss = expit(-sign * (Z @ u))
-        gradient = penalty * u - C * Z.T @ (sign * miss)
-        hessian = dsyrk(C, np.sqrt(miss * (1 - miss))[:, None] * Z, trans=True)  # upper triangle
-        hessian[np.diag_indices_from(hessian)] += penalty
-        hessian[-1, -1] += 1e-12  # all labels fitted to rounding: the intercept's curvature underflows
-        step = cho_solve(cho_factor(hessian, lower=False, check_finite=False), gradient, check_finite=False)
-        decrement = gradient @ step
-        if decrement <= 1e-12 * (1 + abs(value)):
-            return u
-        size, trial = 1.0, objective(u - step)
-        while trial > value - 1e-4 * size * decrement and size > 1e-10:
+    def step(a: np.ndarray, f: np.ndarray, gradient: np.ndarray, D: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        root = np.sqrt(D)
+        B = K * root
+        B *= root[:, None]
+        B.flat[:: len(y) + 1] += 1.0
+        factor, _ = dpotrf(B.T, clean=False, overwrite_a=True)  # of a symmetric matrix, so the transpose spares a copy
+        rest = D * f - gradient  # the quadratic model's optimum: (I + D K) a + D 1 b = D f - gradient
+        ones, aim = dpotrs(factor, np.array([root, root * (K @ rest)]).T)[0].T * root
+        aim = rest - aim
+        b = aim.sum() / max(ones.sum(), 1e-300)  # and 1'a = 0
+        move = aim - b * ones - a
+        return move, b, K @ move
+
+    return Dual(*_newton(np.zeros(len(y)), y, C * counts, step, dot=lambda u, v, Xv: u @ Xv))
+
+
+def logistic_primal(X: np.ndarray, y: np.ndarray, counts: np.ndarray, C: float) -> tuple[np.ndarray, float]:
+    """(w, b) of the same optimum from centred rows, where there are more of them than dimensions."""
+    Z = np.c_[X, np.ones(len(X))]
+
+    def step(w: np.ndarray, f: np.ndarray, gradient: np.ndarray, D: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        hessian = dsyrk(1.0, (np.sqrt(D)[:, None] * Z).T)  # upper triangle
+        hessian.flat[:: len(hessian) + 1] += np.r_[np.ones(len(w)), 1e-12]  # all fitted to rounding: b has no curvature
+        factor, _ = dpotrf(hessian, clean=False)
+        aim = dpotrs(factor, Z.T @ (D * f - gradient))[0]
+        return aim[:-1] - w, float(aim[-1]), X @ (aim[:-1] - w)
+
+    # `_primal` reads the rows' coefficients off the gradient, where the curvature enlarges what is left of a step.
+    return _newton(np.zeros(X.shape[1]), y, C * counts, step, dot=lambda u, v, Xv: u @ v, close=1e-12)
+
+
+def _newton(
+    u: np.ndarray, y: np.ndarray, weight: np.ndarray, step: Callable, dot: Callable, close: float = 1e-7
+) -> tuple[np.ndarray, float]:
+    """Coefficients u and intercept b of the least dot(u, u) / 2 + sum of weight * log(1 + exp(-sign logit)), from 0.
+
+    step(u, f, gradient, curvature), the last two by the logits f: (to the quadratic model's optimum, its intercept,
+    the logits' move without intercept). dot(u, v, Xv): inner product of weight vectors, Xv what v adds to the logits.
+    """
+    sign = np.where(y, 1.0, -1.0)
+    b, f, Xu = 0.0, np.zeros(len(y)), np.zeros(len(y))
+
+    def objective(f: np.ndarray, norm: float) -> float:
+        return 0.5 * norm + float(weight @ np.logaddexp(0.0, -sign * f))
+
+    value = objective(f, 0.0)
+    for _ in range(STEPS):
+        p = expit(f)
+        gradient = weight * (p - y)
+        du, new_b, Xdu = step(u, f, gradient, weight * p * (1 - p))
+        move = Xdu + (new_b - b)
+        norm, cross, own = dot(u, u, Xu), dot(u, du, Xdu), dot(du, du, Xdu)
+        slope = cross + gradient @ move
+        if -slope <= close * value:  # so near, the step squares the distance: what is left is rounding
+            return u + du, new_b
+
+        def along(size: float) -> float:
+            return objective(f + size * move, norm + 2 * size * cross + size * size * own)  # noqa: B023, used at once
+
+        size, trial = 1.0, along(1.0)
+        while trial > value + 1e-4 * size * slope and size > 1e-10:
             size /= 2
-            trial = objective(u - size * step)
-        u, value = u - size * step, trial
-    raise WorkbenchError(
-        "A logistic probe was to be fitted.",
-        found=f"no optimum after {steps} Newton steps",
-        do="Look for enormous activations, or pass a smaller C.",
-    )
+            trial = along(size)
+        while size >= 1 and (farther := along(2 * size)) < trial:
+            size, trial = 2 * size, farther  # in the loss's exponential tail Newton's step is too short
+        u, b, f, Xu, value = u + size * du, b + size * (new_b - b), f + size * move, Xu + size * Xdu, trial
+    raise _no_optimum()
 
 
-def cross_validated_difference(X: np.ndarray, y: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    def fit(rows: np.ndarray) -> tuple[np.ndarray, float]:
-        positive, negative = X[rows & y].mean(0), X[rows & ~y].mean(0)
-        w = positive - negative
-        return w, -float(w @ (positive + negative)) / 2
-
-    held_out = np.zeros(len(y))
-    for k in np.unique(fold):
-        w, b = fit(fold != k)
-        held_out[fold == k] = X[fold == k] @ w + b
-    return *fit(np.ones(len(y), bool)), held_out
+def _no_optimum() -> WorkbenchError:
+    return WorkbenchError("A logistic probe was to be fitted.", found=f"no optimum after {STEPS} Newton steps",
+                          do="Look for enormous activations, or pass a smaller C.")  # fmt: skip
 
 
-def area_under_roc(score: np.ndarray, y: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties half (Mann-Whitney)."""
-    from scipy.stats import rankdata
-
-    n = int(y.sum())
-    return float((rankdata(score)[y].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
+def mean_difference(K: np.ndarray, y: np.ndarray, counts: np.ndarray, d: int, C: float) -> Dual:
+    """w = mean of positives - mean of negatives; b puts 0 midway (Rimsky et al. 2024)."""
+    return _midway(K, _difference(y, counts), y, counts)
 
 
-def wilson(hits: np.ndarray) -> tuple[float, float]:
-    from scipy.stats import binomtest
+def lda(K: np.ndarray, y: np.ndarray, counts: np.ndarray, d: int, C: float) -> Dual:
+    """w = S^-1 (difference of means), S the within-class covariance shrunk towards a multiple of the identity by as
+    much as Ledoit and Wolf (2004) find best; b puts 0 midway. By Woodbury's identity only K is needed.
+    """
+    n, a = counts.sum(), _difference(y, counts)
+    share = np.where(y, counts / (counts @ y), counts / (counts @ ~y))  # subtracts a row's own class mean
+    within = np.eye(len(y)) - (y[:, None] == y) * share
+    root = np.sqrt(counts)
+    half = root[:, None] * within
+    S = half @ K @ half.T  # inner products of the centred rows, each as often as it counts
+    squared = np.diagonal(S) / np.maximum(counts, 1)
+    trace, power = np.trace(S) / n, (S * S).sum() / n**2
+    scale = trace / d
+    noise, spread = ((counts @ squared**2) / n - power) / n, power - d * scale**2
+    shrink = min(noise, spread) / spread if spread > 0 else 1.0
+    ridge = shrink * scale
+    if ridge <= 1e-12 * np.trace(K) / (n * d):  # no spread within the classes, but for rounding
+        return _midway(K, a, y, counts)
+    if shrink >= 1.0:
+        return _midway(K, a / ridge, y, counts)
+    inner = solve(S + (ridge * n / (1 - shrink)) * np.eye(len(y)), half @ (K @ a), assume_a="pos")
+    return _midway(K, (a - half.T @ inner) / ridge, y, counts)
 
-    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return interval.low, interval.high
+
+def pca(K: np.ndarray, y: np.ndarray, counts: np.ndarray, d: int, C: float) -> Dual:
+    """First principal axis of the pairs' differences about zero, towards the positives, as long as the mean difference
+    along it; b puts 0 midway (Zou et al. 2023, without their random signs: about zero they change nothing).
+    """
+    m = len(y) // 2
+    half = np.sqrt(counts[:m])[:, None] * np.c_[np.eye(m), -np.eye(m)]
+    _, top = eigh(half @ K @ half.T, subset_by_index=[m - 1, m - 1])
+    axis, apart = half.T @ top[:, 0], _difference(y, counts)
+    return _midway(K, axis * ((axis @ K @ apart) / max(axis @ K @ axis, 1e-300)), y, counts)
 
 
-def tfidf_hits(texts: Sequence[str], y: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Which texts words alone (unigrams and bigrams, logistic) put on the right side, each from the other folds."""
-    hit, everything = np.zeros(len(y), bool), np.array(texts, dtype=object)
-    for k in np.unique(fold):
-        words = word_classifier().fit(everything[fold != k], y[fold != k])
-        hit[fold == k] = words.predict(everything[fold == k]) == y[fold == k]
-    return hit
+METHODS: dict[str, Callable[..., Dual]] = {
+    "logistic": logistic, "mean_difference": mean_difference, "lda": lda, "pca": pca,
+}  # fmt: skip
 
 
-def word_classifier():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+def _difference(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Coefficients of mean of positives - mean of negatives."""
+    return np.where(y, counts / (counts @ y), -counts / (counts @ ~y))
 
-    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b"), LogisticRegression())
+
+def _midway(K: np.ndarray, a: np.ndarray, y: np.ndarray, counts: np.ndarray) -> Dual:
+    """The direction a with 0 midway between the class means."""
+    return Dual(a, -float(np.abs(_difference(y, counts)) @ K @ a) / 2)
+
+
+def cross_validated(X: np.ndarray, y: np.ndarray, fold: np.ndarray, method: str, C: float) -> tuple[Reader, np.ndarray]:
+    """Reader of all rows (n, d), and each row's logit from the reader that did not see its fold."""
+    rows = Rows(X, y)
+    return rows.lift(rows.fit(method, C)), rows.held_out(method, C, fold)

@@ -3,11 +3,12 @@
 import math
 
 
-def wilson(rate: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(rate: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a rate over n trials; for rates near 0 or 1 it covers where a bootstrap does not.
 
     rate may be a mean of scores in [0, 1] such as CSR, whose variance a Bernoulli's bounds from above: the interval is
-    then a little wide, never too narrow. NaN without trials.
+    then a little wide, never too narrow. n may be a number of independent trials that many dependent ones are worth.
+    NaN without trials.
     """
     from scipy.stats import norm
 
