@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .steering.ica import ICA as ICA
     from .steering.random_direction import RandomDirection as RandomDirection
     from .values import VALUES as VALUES
+    from .vectors import ValueVectors as ValueVectors
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOME = {
     "Probes": "probes",
     "RandomDirection": "steering.random_direction",
     "VALUES": "values",
+    "ValueVectors": "vectors",
     "WorkbenchError": "errors",
     "audit_pairs": "audit",
     "capture": "activations",
