@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from circles import PAIRS, SCRAMBLED, named, planted
 from scipy import stats
 from scipy.spatial import procrustes
 
-from workbench import geometry
 from workbench.errors import WorkbenchError
 from workbench.geometry import (
     Circle,
@@ -22,26 +22,11 @@ from workbench.geometry import (
     labellings,
     layer_scan,
     planted_axis_map,
+    similarity,
 )
 from workbench.values import VALUES, angles, circular_order, circular_steps
 
-SCRAMBLED = [0, 4, 8, 1, 3, 2, 9, 7, 6, 5]
-PAIRS = np.triu_indices(10, 1)
 SMALLEST = 1 / 181_440
-
-
-def planted(layout="equal", order=None, noise=0.0, shared=2.0, d_model=24, seed=0):
-    """Ten vectors on a circle in a random plane, all of them shifted by one shared direction."""
-    rng = np.random.default_rng(seed)
-    axes = np.linalg.qr(rng.normal(size=(d_model, d_model)))[0]
-    theta = angles(layout, order)
-    circle = np.column_stack([np.cos(theta), np.sin(theta)]) @ axes[:2]
-    return circle + shared * axes[2] + noise * rng.normal(size=(10, d_model)) / math.sqrt(d_model)
-
-
-def named(vectors, order: Any = range(10)):
-    order = list(order)
-    return xr.DataArray(vectors[order], {"value": [VALUES[i] for i in order]}, ("value", "d_model"))
 
 
 def direct_index(similarity, steps):
@@ -64,7 +49,7 @@ def test_every_distinct_order_is_enumerated_once(layout, orders):
     assert labels.shape == (10, orders)
     assert (np.sort(labels[:, :: orders // 1000], axis=0) == np.arange(10)[:, None]).all()
     key = np.random.default_rng(0).integers(1, 2**40, size=45)  # an order is its 45 steps
-    steps = labellings.pair_steps(Circle(layout, VALUES), labels)
+    steps = labellings.under(circular_steps(layout), labels)
     assert len(np.unique(sum(k * row.astype(np.int64) for k, row in zip(key, steps, strict=True)))) == orders
 
 
@@ -75,7 +60,7 @@ def test_fast_index_equals_the_direct_count(layout, predictions, ties):
     similarity: Any = np.corrcoef(rng.normal(size=(10, 12)))
     similarity = np.round(similarity, 1) if ties else similarity
     labels = labellings.distinct_labellings(layout)[:, rng.integers(0, 181_440, size=12)]
-    fast = labellings.correspondence(similarity, Circle(layout, VALUES), labels)
+    fast = labellings.correspondence(similarity[None], Circle(layout, VALUES), labels)[0]
     for index, places in zip(fast, labels.T, strict=True):
         found, count = direct_index(similarity, circular_steps(layout)[np.ix_(places, places)])
         assert count == predictions and index == pytest.approx(found, abs=1e-12)
@@ -122,7 +107,7 @@ def test_a_planted_circle_has_the_smallest_possible_p(layout, smallest):
     centred = circumplex_fit(planted(layout), layout=layout)
     assert centred.ci > 0.9 and centred.p == pytest.approx(smallest)
     columns = ["value", "near", "near_step", "far", "far_step", "excess"]
-    assert fit.conflicts().empty and list(fit.conflicts()) == columns
+    assert fit.violations().empty and list(fit.violations()) == columns
 
 
 def test_centring_uncovers_the_circle_behind_a_shared_direction():
@@ -212,6 +197,7 @@ def test_human_correlations_follow_the_circle(name, spearman):
     assert matrix.dims == ("value", "other") and matrix["value"].values.tolist() == list(VALUES)
     fit: Any = circumplex_fit(matrix)
     assert fit.spearman == pytest.approx(spearman, abs=5e-4) and fit.p == pytest.approx(SMALLEST)
+    assert max(fit.pearson_p, fit.procrustes_p, fit.mds("nonmetric").procrustes_p, fit.silhouettes().p) < 0.005
     assert fit.raw is None and "given" in fit.table() and fit.shape["p"].isna().all()
     place = planted_axis_map(matrix).set_index("value")
     found = place.index[np.argsort(-np.arctan2(place["y"], place["x"]))].tolist()
@@ -258,7 +244,8 @@ def test_roundness_is_judged_against_random_vectors():
 
 def test_random_triangles_are_distributed_as_random_vectors():
     draws = np.random.default_rng(1).normal(size=(2000, 10, 24))
-    plain, triangles = labellings.roundness(geometry._cosines(draws, True)), geometry._random_shape(24, True)
+    plain = labellings.roundness(similarity.cosine_matrices(draws, True, VALUES))
+    triangles = similarity.random_shape(24, True)
     for name in plain:
         test: Any = stats.ks_2samp(plain[name], triangles[name])
         assert test.pvalue > 0.001
@@ -266,13 +253,15 @@ def test_random_triangles_are_distributed_as_random_vectors():
 
 def test_conflicts_are_the_violated_predictions():
     fit = circumplex_fit(planted(noise=2, seed=9))
-    conflicts: Any = fit.conflicts()
+    conflicts: Any = fit.violations()
     once = conflicts.drop_duplicates(["near", "far"])
     assert len(once) == round(fit.predictions * (1 - fit.ci) / 2)  # no ties: violated = (1 - ci) / 2 of all
     assert (conflicts["far_step"] > conflicts["near_step"]).all() and (conflicts["excess"] > 0).all()
     for value, rows in conflicts.groupby("value"):
         assert (rows["near"] + rows["far"]).str.contains(value).all()
         assert rows["excess"].is_monotonic_decreasing
+    about = (once["near"] + " / " + once["far"]).str.split(" / ")
+    assert len(conflicts) == sum(len(set(four)) for four in about)  # each stands under all its values
     a, b = once["near"].iloc[0].split(" / ")
     c, d = once["far"].iloc[0].split(" / ")
     cosine = lambda v, w: float(fit.similarity.sel(value=v, other=w))  # noqa: E731
@@ -283,7 +272,7 @@ def test_a_planted_conflict_is_found_where_it_is():
     similarity = circumplex_fit(planted()).similarity.copy()
     for pair in ({"value": "power", "other": "universalism"}, {"value": "universalism", "other": "power"}):
         similarity.loc[pair] = 0.9  # opposed values, alike
-    conflicts = circumplex_fit(similarity).conflicts()
+    conflicts = circumplex_fit(similarity).violations()
     assert set(conflicts["far"]) == {"power / universalism"}
     assert conflicts["value"].value_counts().idxmax() in ("power", "universalism")
 

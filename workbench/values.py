@@ -77,6 +77,12 @@ ORDERS: dict[str, tuple[str, ...]] = {
 }
 """The two circular orders in the literature; "swapped" exchanges benevolence and universalism."""
 
+ORDERS19: dict[str, tuple[str, ...]] = {
+    "schwartz": VALUES19,
+    "swapped": (*VALUES19[:14], *VALUES19[16:], *VALUES19[14:16]),
+}
+"""The same two orders of the nineteen."""
+
 LAYOUTS: dict[str, tuple[int, ...]] = {
     "equal": (0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
     "wedges": (0, 1, 2, 3, 4, 5, 6, 6, 7, 8),
@@ -105,52 +111,59 @@ def groups_of(value: str) -> tuple[str, ...]:
     return tuple(group for group, members in GROUPS.items() if value in members)
 
 
-def circular_order(order: Order = None) -> tuple[str, ...]:
-    """The ten names place by place round the circle.
+def circular_order(order: Order = None, among: Sequence[str] = VALUES) -> tuple[str, ...]:
+    """The names place by place round the circle.
 
     order: None or "schwartz", "swapped", or a permutation that says which value each place holds, by name or
-    by its index in `VALUES`. Raises WorkbenchError for anything else.
+    by its index in `among`: the ten, the nineteen (`VALUES19`), or any others. Raises WorkbenchError for anything
+    else.
     """
+    among, known = tuple(among), {VALUES: ORDERS, VALUES19: ORDERS19}.get(tuple(among), {})
     if order is None:
-        return VALUES
+        return among
+    count = {10: "ten", 19: "nineteen"}.get(len(among), len(among))
     if isinstance(order, str):
-        if order in ORDERS:
-            return ORDERS[order]
+        if order in known:
+            return known[order]
         raise WorkbenchError(f"The circular order {order!r} was asked for.",
-                             allowed=f"{', '.join(ORDERS)}, or the ten values place by place")
+                             allowed=", ".join([*known, f"or the {count} values place by place"]))
     try:
-        names = tuple(held if isinstance(held, str) else VALUES[held] for held in order)
+        names = tuple(held if isinstance(held, str) else among[held] for held in order)
     except (TypeError, IndexError):
         names = ()
-    if sorted(names) != sorted(VALUES):
+    if sorted(names) != sorted(among):
         raise WorkbenchError(
             f"The circular order {order!r} was asked for.",
-            found="not a permutation of the ten values",
-            allowed=f"each of 0..9, or of {', '.join(VALUES)}, once",
+            found=f"not a permutation of the {count} values",
+            allowed=f"each of 0..{len(among) - 1}, or of {', '.join(among)}, once",
         )
     return names
 
 
-def _wedges(layout: str, order: Order) -> tuple[np.ndarray, int]:
-    """Wedge of each value, in the order of `VALUES`, and the number of wedges."""
+def _wedges(layout: str, order: Order, among: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Wedge of each value, in the order of `among`, and the number of wedges."""
     if layout not in LAYOUTS:
         raise WorkbenchError(f"The layout {layout!r} was asked for.", allowed=", ".join(LAYOUTS))
-    wedge_of = dict(zip(circular_order(order), LAYOUTS[layout], strict=True))
-    return np.array([wedge_of[v] for v in VALUES]), LAYOUTS[layout][-1] + 1
+    if layout != "equal" and tuple(among) != VALUES:
+        raise WorkbenchError(f"The layout {layout!r} was asked for.", found=f"{len(among)} other values",
+                             allowed="equal steps, but for the ten basic values")
+    wedges = LAYOUTS[layout] if layout != "equal" else tuple(range(len(among)))
+    wedge_of = dict(zip(circular_order(order, among), wedges, strict=True))
+    return np.array([wedge_of[v] for v in among]), wedges[-1] + 1
 
 
-def angles(layout: str = "equal", order: Order = None) -> np.ndarray:
-    """Ideal angle of each value in radians, shape (10,), in the order of `VALUES`; the first place lies at 0.
+def angles(layout: str = "equal", order: Order = None, among: Sequence[str] = VALUES) -> np.ndarray:
+    """Ideal angle of each value in radians, shape (n,), in the order of `among`; the first place lies at 0.
 
-    layout: "equal" or "wedges" (see `LAYOUTS`); a fit must say which. order: see `circular_order`.
+    layout: "equal" or "wedges" (see `LAYOUTS`); a fit must say which. order, among: see `circular_order`.
     """
-    wedges, count = _wedges(layout, order)
+    wedges, count = _wedges(layout, order, among)
     return wedges * (2 * np.pi / count)
 
 
-def circular_steps(layout: str = "equal", order: Order = None) -> np.ndarray:
-    """Steps between every two values, shape (10, 10), integers 0..5 ("equal") or 0..4 ("wedges")."""
-    wedges, count = _wedges(layout, order)
+def circular_steps(layout: str = "equal", order: Order = None, among: Sequence[str] = VALUES) -> np.ndarray:
+    """Steps between every two values, (n, n) integers; of the ten 0..5 ("equal") or 0..4 ("wedges")."""
+    wedges, count = _wedges(layout, order, among)
     apart = np.abs(wedges[:, None] - wedges)
     return np.minimum(apart, count - apart)
 
