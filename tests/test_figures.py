@@ -1,129 +1,78 @@
-"""Figures as data: traces, annotations, ranges; never pixels."""
+"""Figures as data: traces, annotations, ranges; never pixels. Those of geometry and of colours have files of their own.
+"""
 
-import itertools
 import json
 import math
-from typing import Any
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from drawn import (
+    CONTROLS,
+    EVIL,
+    LAYERS,
+    clusters,
+    every_figure,
+    figures,
+    known_blocks,
+    known_controls,
+    known_gate,
+    known_probes,
+    known_table,
+    planted,
+    reading,
+)
 from scipy.special import expit, logit
 
-from workbench import figures as plain_figures
-from workbench import geometry
 from workbench.errors import WorkbenchError
-from workbench.evaluation.metrics import wilson
-from workbench.gates import ProbeGate
+from workbench.figures.style import readable
 from workbench.probes import Probes
-from workbench.values import VALUES, angles, circular_steps
-
-figures: Any = plain_figures  # plotly's types do not say what its objects hold
-EVIL = "<a href='javascript:1'>x</a> $\\alpha$"
-SCRAMBLED = (0, 4, 8, 1, 3, 2, 9, 7, 6, 5)
-LAYERS = range(6)
-
-
-def planted(noise: float = 0.3, order=None, seed: int = 0) -> xr.DataArray:
-    """Ten vectors on a circle, with what all share and noise."""
-    rng, theta = np.random.default_rng(seed), angles(order=order)
-    circle = np.stack([np.cos(theta), np.sin(theta)], 1) @ np.linalg.qr(rng.normal(size=(40, 2)))[0].T
-    shared, off = rng.normal(size=40) / 4, noise * rng.normal(size=(10, 40)) / np.sqrt(40)
-    return xr.DataArray(circle + shared + off, dims=("value", "d_model"), coords={"value": list(VALUES)})
+from workbench.rates import wilson
+from workbench.values import VALUES
 
 
 @pytest.fixture
 def probes() -> Probes:
-    """Probes with known numbers; their values do not come in circular order."""
-    values, rng = [VALUES[k] for k in SCRAMBLED], np.random.default_rng(0)
-    accuracy = 0.6 + 0.05 * np.arange(6) + 0.01 * np.arange(10)[:, None]
-    cross = np.zeros((10, 10, 6)) + (0.5 + 0.4 * np.cos(np.pi * circular_steps(order=None) / 5))[..., None]
-    order = [VALUES.index(v) for v in values]
-    arrays = {
-        "weight": (("value", "layer", "d_model"), rng.normal(size=(10, 6, 4))),
-        "bias": (("value", "layer"), np.zeros((10, 6))),
-        "accuracy": (("value", "layer"), accuracy),
-        "auroc": (("value", "layer"), accuracy),
-        "intervals": (("value", "layer", "bound"), np.stack([accuracy - 0.04, accuracy + 0.03], -1)),
-        "tfidf": (("value",), np.linspace(0.4, 0.58, 10)),
-        "cross": (("probe", "pairs", "layer"), cross[np.ix_(order, order)]),
-    }
-    names = {"value": values, "probe": values, "pairs": values, "layer": list(LAYERS)}
-    labelled = {
-        name: xr.DataArray(array, dims=dims, coords={dim: names[dim] for dim in dims if dim in names})
-        for name, (dims, array) in arrays.items()
-    }
-    provenance = {"model": EVIL, "n_layers": 6, "n_pairs": dict.fromkeys(values, 200)}
-    return Probes("logistic", **labelled, provenance=provenance)
+    return known_probes()
 
 
 @pytest.fixture
-def gate() -> ProbeGate:
-    rng, related = np.random.default_rng(0), np.repeat([True, False], [30, 60])
-    score = expit(np.where(related, 4, -5) + rng.normal(size=90))
-    score[0] = 1.0  # saturated: its logit is infinite
-    prompts = [f"{EVIL} {number}" for number in range(90)]
-    oof = pd.DataFrame({"prompt": prompts, "related": related, "score": score})
-    return ProbeGate(3, np.zeros(4, np.float32), 0.0, 0.25, 0.01, oof)
+def gate():
+    return known_gate()
 
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    rows = []
-    for (m, method), (v, value) in itertools.product(enumerate(("Base", "ConVA", EVIL)), enumerate(VALUES)):
-        csr, fr, n = 0.1 + 0.3 * m + 0.01 * v, 1.0 - 0.02 * m, 30
-        (low, high), (fr_low, fr_high) = wilson(csr, n), wilson(fr, n)
-        rows.append(dict(method=method, value=value, csr=csr, low=low, high=high, fr=fr, fr_low=fr_low,
-                         fr_high=fr_high, leakage=0.0, n=n))  # fmt: skip
-    return pd.DataFrame(rows)
+    return known_table()
 
 
-def reading(after_at_4: float = 0.9) -> Any:
-    before = xr.DataArray(np.full((10, 6), 0.2), coords={"value": list(VALUES), "layer": list(LAYERS)})
-    after = before.copy()
-    after.loc[{"value": "tradition", "layer": [3, 4]}] = after_at_4
-    return figures.steering_reading(before, after, "tradition", 0.9, [3, 4])
+HOSTILE = set("accuracy transfer curves calibration generalisation cloud round gate csr profile audit".split())
 
 
-def every_figure(probes, gate, table) -> dict[str, Any]:
-    vectors, kinds = planted(), pd.DataFrame({"prompt": gate.oof["prompt"], "kind": EVIL})
-    empty = table.assign(csr=np.nan, low=np.nan, high=np.nan, p_reader=0.5)
-    empty.attrs["reason"] = EVIL
-    rates = dict.fromkeys(VALUES, 0.2)
-    return {
-        "accuracy": figures.probe_accuracy(probes),
-        "transfer": figures.transfer_by_step(probes, trap=probes),
-        "cosines": figures.cosine_heatmap(vectors, reference=geometry.human_reference()),
-        "circle": figures.circle_map(vectors),
-        "null": figures.permutation_null(geometry.circumplex_fit(vectors)),
-        "gate": figures.gate_histogram(gate, kinds),
-        "csr": figures.csr_bars(table),
-        "no csr": figures.csr_bars(empty),
-        "profile": figures.value_profile(rates, rates, EVIL, EVIL),
-        "reading": reading(),
-    }
-
-
-def test_every_figure_says_what_is_measured_and_is_safe_to_show(probes, gate, table):
-    for name, figure in every_figure(probes, gate, table).items():
-        text = json.dumps(json.loads(figure.to_json()), allow_nan=False)
-        assert figure.layout.title.text, name
-        assert figure.layout.template.layout.paper_bgcolor == "white", name
-        assert "<a " not in text and "$" not in text, f"{name} shows markup or a formula from the data"
-        if name in ("accuracy", "transfer", "gate", "csr", "profile"):
-            assert "&lt;a href" in text, f"{name} does not show the hostile text at all: the check above proves nothing"
-        hovers = [t for t in figure.data if getattr(t, "hovertemplate", None)]
-        assert hovers and all(t.hovertemplate == "%{hovertext}<extra></extra>" for t in hovers), name
-        if name not in ("circle", "profile", "cosines"):
-            axes = [axis.title.text for axis in (*figure.select_xaxes(), *figure.select_yaxes())]
-            assert sum(bool(axis) for axis in axes) >= 2 or name in ("accuracy", "csr", "no csr"), name
+@pytest.mark.parametrize(("name", "figure"), every_figure().items())
+def test_every_figure_says_what_is_measured_and_is_safe_to_show(name, figure):
+    text = json.dumps(json.loads(figure.to_json()), allow_nan=False)
+    assert figure.layout.title.text
+    assert figure.layout.template.layout.paper_bgcolor == "white"
+    assert "<a " not in text and "$" not in text, "markup or a formula from the data"
+    if name in HOSTILE:
+        assert "&lt;a href" in text, "the hostile text is not shown at all: the check above proves nothing"
+    hovers = [t for t in figure.data if getattr(t, "hovertemplate", None)]
+    assert hovers and all(t.hovertemplate == "%{hovertext}<extra></extra>" for t in hovers)
+    if name not in ("circle", "profile", "cosines"):
+        axes = [axis.title.text for axis in (*figure.select_xaxes(), *figure.select_yaxes())]
+        assert sum(bool(axis) for axis in axes) >= (1 if name in ("accuracy", "csr", "no csr", "round") else 2)
 
 
 def test_figures_leave_their_data_alone(probes, gate, table):
     held, vectors = table.copy(deep=True), planted()
     oof, copy = gate.oof.copy(deep=True), vectors.copy(deep=True)
-    every_figure(probes, gate, table)
+    figures.csr_bars(table)
+    figures.gate_histogram(gate, pd.DataFrame({"prompt": gate.oof["prompt"], "kind": EVIL}))
     figures.cosine_heatmap(vectors)
     figures.circle_map(vectors)
     assert table.equals(held) and gate.oof.equals(oof) and vectors.identical(copy)
@@ -132,35 +81,6 @@ def test_figures_leave_their_data_alone(probes, gate, table):
 def test_escape():
     assert figures.escape("a <b>b</b>\n & $x$") == "a &lt;b&gt;b&lt;/b&gt; &amp; &#36;x&#36;"
     assert figures.escape("abcdef", 4) == "abc…"
-
-
-# --- colours ---
-
-
-def oklab(colour: str, sight: np.ndarray) -> np.ndarray:
-    """A colour as eyes with `sight` (linear RGB to linear RGB) see it, in OKLab."""
-    rgb = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
-    linear = np.clip(sight @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1)
-    to_cones = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
-    to_lab = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
-    return np.array(to_lab) @ np.cbrt(np.array(to_cones) @ linear)
-
-
-@pytest.mark.parametrize(
-    "sight",
-    [
-        np.eye(3),
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-    ],
-    ids=["full sight", "deuteranopia", "protanopia", "tritanopia"],
-)
-def test_colours_of_values_are_told_apart_and_follow_the_circle(sight):
-    seen = np.array([oklab(figures.COLOURS[value], np.array(sight)) for value in VALUES])
-    apart, steps = np.linalg.norm(seen[:, None] - seen, axis=2), circular_steps()
-    assert apart[steps > 0].min() > 0.07
-    assert apart[steps == 1].max() < apart[steps == 2].min()
 
 
 # --- probes ---
@@ -178,15 +98,15 @@ def test_probe_accuracy_holds_the_numbers_in_circular_order(probes):
     assert figure.layout.coloraxis.cmin == 0.5 and figure.layout.coloraxis.cmax == 1
     rate = wanted[0, 2]
     assert f"accuracy {rate:.3f}" in layers.hovertext[0][2] and "400 texts of 200 pairs" in layers.hovertext[0][2]
-    assert f"interval {rate - 0.04:.3f} to {rate + 0.03:.3f}" in layers.hovertext[0][2]
+    low, high = probes.intervals.sel(value=VALUES[0], layer=2).values
+    assert low < rate < high and f"interval {low:.3f} to {high:.3f}" in layers.hovertext[0][2]
 
 
 def test_the_chosen_layer_is_framed(probes):
     chosen = probes.choose_layer()
     (frame,) = figures.probe_accuracy(probes).layout.shapes
     assert (frame.x0, frame.x1) == (chosen - 0.5, chosen + 0.5)
-    late = Probes(**{**vars(probes), "accuracy": probes.accuracy.sel(layer=[5]), "weight": probes.weight.sel(layer=[5]),
-                     "intervals": probes.intervals.sel(layer=[5])})  # fmt: skip
+    late = replace(probes, weight=probes.weight.sel(layer=[5]), held_out=probes.held_out[5:])
     assert figures.probe_accuracy(late).layout.shapes == ()
 
 
@@ -213,87 +133,151 @@ def test_the_trap_stands_beside(probes):
     assert figure.layout.yaxis2.matches == "y"
 
 
-# --- geometry ---
+def test_layer_curves_hold_mean_values_controls_and_words(probes):
+    controls = known_controls()
+    figure = figures.layer_curves(probes, controls, threshold=0.7)
+    lines = {trace.name: trace for trace in figure.data if trace.name}
+    accuracy = probes.accuracy.sel(value=list(VALUES)).values
+    np.testing.assert_allclose(lines["mean of 10 values"].y, accuracy.mean(0))
+    for value, own in zip(VALUES, accuracy, strict=True):
+        np.testing.assert_allclose(lines[value].y, own)
+    for control in CONTROLS:
+        own = controls.sel(control=control).values.reshape(-1, 6, order="A")
+        np.testing.assert_allclose(lines[control].y, np.nanmean(own, 0))
+        (band,) = [t for t in figure.data if t.fill == "toself" and t.legendgroup == control]
+        low = np.nanquantile(own, 0.025, 0)
+        np.testing.assert_allclose(band.y[:5:-1], low)
+        np.testing.assert_allclose(band.y[:6], np.nanquantile(own, 0.975, 0))
+        count = 20 if control == "random weights" else 50
+        assert f"of {count} draws and values {low[2]:.3f}" in lines[control].hovertext[2]
+    assert set(lines["TF-IDF"].y) == {float(probes.tfidf.mean())}
+    chosen = probes.choose_layers(0.7)
+    shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert [(shape.x0 + shape.x1) / 2 for shape in shaded] == list(chosen) != []
+    assert chosen.reason in figure.layout.title.subtitle.text.replace("<br>", " ")
+    low, high = probes.intervals.sel(value="power", layer=3).values
+    assert f"interval {low:.3f} to {high:.3f}<br>400 texts of 200 pairs" in lines["power"].hovertext[3]
 
 
-def test_cosines_raw_beside_centred_on_one_scale_round_zero():
-    vectors = planted()
-    figure = figures.cosine_heatmap(vectors)
-    for trace, centred in zip(figure.data, (False, True), strict=True):
-        shown, wanted = np.array(trace.z, float), geometry.cosines(vectors, centred=centred).values
-        off = ~np.eye(10, dtype=bool)
-        np.testing.assert_allclose(shown[off], wanted[off])
-        assert np.isnan(np.diag(shown)).all() and trace.coloraxis == "coloraxis"
-    axis = figure.layout.coloraxis
-    assert (axis.cmin, axis.cmid, axis.cmax) == (-1, 0, 1)
-    assert len(figures.cosine_heatmap(vectors, centred=False).data) == 1
-    assert list(figures.cosine_heatmap(vectors, order=SCRAMBLED).data[0].x) == [VALUES[k] for k in SCRAMBLED]
+def test_the_interval_of_the_mean_covers(probes):
+    """Ten rates of known spread: the true mean lies below the mean's interval 2.5 times in 100, above it as often."""
+    rng, below, above = np.random.default_rng(0), 0, 0
+    truth = np.linspace(0.6, 0.9, 10)
+    for _ in range(300):
+        right = rng.random((10, 200)) < truth[:, None]
+        held = np.where(right, 1.0, -1.0) * np.where(np.arange(200) < 100, 1, -1)
+        examples = pd.DataFrame({"value": np.repeat(VALUES, 200), "pair": 0, "fold": 0, "text": "",
+                                 "positive": np.tile(np.arange(200) < 100, 10)})  # fmt: skip
+        layer = xr.DataArray(held.reshape(1, -1), dims=("layer", "example"))
+        few = replace(probes, weight=probes.weight.sel(value=list(VALUES), layer=[0]), held_out=layer,
+                      examples=examples)  # fmt: skip
+        (mean,) = [t for t in figures.layer_curves(few).data if t.name == "mean of 10 values"]
+        below += truth.mean() < mean.y[0] - mean.error_y.arrayminus[0]
+        above += truth.mean() > mean.y[0] + mean.error_y.array[0]
+    assert 1 <= below <= 17 and 1 <= above <= 17, (below, above)  # 99.9 % band of 7.5 in 300
 
 
-def boxes(figure) -> list[tuple[str, float, float, float, float]]:
-    """Name, left, right, bottom, top of every label in pixels; letters 7.5 px wide, which is more than they are."""
-    scale = (figure.layout.width - 20) / np.ptp(figure.layout.xaxis.range)
-    found = []
-    for label in figure.layout.annotations:
-        text = label.text.replace("<b>", "").replace("</b>", "").replace("<i>", "").replace("</i>", "")
-        wide, high, size = 7.5 * len(text), 20, (label.x * scale, label.y * scale + (label.yshift or 0))
-        left = size[0] - {"left": 0, "center": wide / 2, "right": wide}[label.xanchor]
-        bottom = size[1] - {"bottom": 0, "middle": high / 2, "top": high}[label.yanchor]
-        found.append((text, left, left + wide, bottom, bottom + high))
-    return found
+def test_layer_curves_of_auroc_stand_without_what_is_no_auroc(probes):
+    figure = figures.layer_curves(probes, known_controls(), measure="auroc")
+    names = {trace.name for trace in figure.data}
+    assert not names & {*CONTROLS, "TF-IDF"} and "AUROC" in figure.layout.yaxis.title.text
+    (mean,) = [trace for trace in figure.data if trace.name == "mean of 10 values"]
+    np.testing.assert_allclose(mean.y, probes.auroc.mean("value"))
+    assert "No layer has a mean accuracy above 0.9" in figure.layout.title.subtitle.text
+    with pytest.raises(WorkbenchError, match="Layer curves of 'f1'"):
+        figures.layer_curves(probes, measure="f1")
+    with pytest.raises(WorkbenchError, match="Controls were to be drawn"):
+        figures.layer_curves(probes, known_controls().mean("draw"))
 
 
-@pytest.mark.parametrize("layout", ["equal", "wedges"])
-@pytest.mark.parametrize("noise", [0, 0.5, 1.5, 4])
-def test_labels_of_the_circle_neither_overlap_nor_leave_the_picture(noise, layout):
-    figure = figures.circle_map(None, geometry.circumplex_fit(planted(noise), layout=layout))
-    labels, half = boxes(figure), (figure.layout.width - 20) / 2
-    assert {label[0] for label in labels} >= set(VALUES)
-    for (a, l1, r1, b1, t1), (b, l2, r2, b2, t2) in itertools.combinations(labels, 2):
-        assert r1 <= l2 or r2 <= l1 or t1 <= b2 or t2 <= b1, f"{a} lies on {b}"
-    for name, left, right, _, _ in labels:
-        assert -half <= left and right <= half, f"{name} leaves the picture"
+def test_calibration_bins_hold_every_text_once(probes):
+    figure = figures.calibration_curve(probes, 2)
+    curve = next(trace for trace in figure.data if trace.mode == "lines+markers")
+    p, positive = expit(probes.held_out.values[2].astype(float)), probes.examples["positive"].to_numpy()
+    last = p >= 0.9
+    assert curve.x[-1] == pytest.approx(p[last].mean()) and curve.y[-1] == pytest.approx(positive[last].mean())
+    low, high = wilson(positive[last].mean(), last.sum())
+    assert f"interval {low:.3f} to {high:.3f}<br>{last.sum()} texts" in curve.hovertext[-1]
+    assert sum(sum(trace.y) for trace in figure.data if trace.type == "bar") == len(p) == 4000
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert f"Brier score {float(probes.brier.sel(layer=2).mean()):.3f}" in said
+    assert f"calibration error {float(probes.calibration_error.sel(layer=2).mean()):.3f}" in said
+    with pytest.raises(WorkbenchError, match="Calibration at layer 9"):
+        figures.calibration_curve(probes, 9)
 
 
-def test_the_circle_map_draws_vectors_beside_their_ideal_places():
-    vectors = planted(noise=0)
-    fit = geometry.circumplex_fit(vectors)
-    figure = figures.circle_map(vectors, fit)
-    (points,) = [trace for trace in figure.data if trace.name == "value vector"]
-    (ideal,) = [trace for trace in figure.data if trace.name == "ideal place"]
-    theta = angles()
-    np.testing.assert_allclose(np.c_[ideal.x, ideal.y], np.c_[np.cos(theta), np.sin(theta)], atol=1e-9)
-    np.testing.assert_allclose(np.c_[points.x, points.y], np.c_[ideal.x, ideal.y], atol=1e-6)  # as planted
-    assert list(points.marker.color) == list(figures.COLOURS.values())
-    assert figure.layout.yaxis.scaleanchor == "x"
-    said = figure.layout.title.subtitle.text
-    assert "correspondence index <b>1.00</b>" in said and "p = 5.5 × 10⁻⁶" in said
-    off = figures.circle_map(planted(noise=1))
-    (points,) = [trace for trace in off.data if trace.name == "value vector"]
-    assert np.hypot(np.array(points.x) - ideal.x, np.array(points.y) - ideal.y).max() > 0.05
+def test_perfect_probabilities_lie_on_the_diagonal(probes):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 40_000)
+    positive = rng.random(40_000) < expit(logits)
+    honest = replace(probes, held_out=xr.DataArray(logits[None], {"layer": [3]}, ("layer", "example")),
+                     weight=probes.weight.sel(layer=[3], value=["power"]),
+                     examples=pd.DataFrame({"value": "power", "positive": positive}))  # fmt: skip
+    curve = next(t for t in figures.calibration_curve(honest, 3).data if t.mode == "lines+markers")
+    assert abs(np.array(curve.x) - curve.y).max() < 0.03
 
 
-def test_the_circle_map_of_another_order():
-    vectors = planted(noise=0, order=SCRAMBLED)
-    figure = figures.circle_map(vectors, order=SCRAMBLED)
-    (points,) = [trace for trace in figure.data if trace.name == "value vector"]
-    theta = angles(order=SCRAMBLED)
-    np.testing.assert_allclose(np.c_[points.x, points.y], np.c_[np.cos(theta), np.sin(theta)], atol=1e-6)
-    assert "Schwartz" not in figure.layout.title.text
-    assert not any(trace.fill for trace in figure.data), "groups that do not stand together have no sectors"
-    assert sum(trace.fill == "toself" for trace in figures.circle_map(planted()).data) == 4
-    with pytest.raises(WorkbenchError, match="another order than its fit's"):
-        figures.circle_map(vectors, geometry.circumplex_fit(vectors), order=SCRAMBLED)
+def test_generalisation_shows_blocks_against_blocks():
+    blocks = known_blocks()
+    figure = figures.generalisation(blocks)
+    assert "layer 4" in figure.layout.title.text, "the layer of best accuracy within blocks"
+    np.testing.assert_allclose(figure.data[0].z, [[0.9, 0.7], [0.7, 0.9]])
+    assert "lowest value 0.680" in figure.data[0].hovertext[0][1]
+    same, other = (next(t for t in figure.data if t.name == name) for name in ("same block", "another block"))
+    np.testing.assert_allclose(np.array(same.y) - other.y, 0.2)
+    assert sum(getattr(trace, "mode", "") == "lines" for trace in figure.data) == 4
+    assert "layer 1" in figures.generalisation(blocks, layer=1).layout.title.text
+    with pytest.raises(WorkbenchError, match="across blocks"):
+        figures.generalisation(blocks.mean("value"))
+    with pytest.raises(WorkbenchError, match="at layer 7"):
+        figures.generalisation(blocks, layer=7)
 
 
-def test_the_null_holds_every_order_once():
-    fit = geometry.circumplex_fit(planted())
-    figure = figures.permutation_null(fit)
-    assert sum(figure.data[0].y) == 181_440
-    assert figure.layout.shapes[0].x0 == figure.layout.shapes[0].x1 == fit.ci
-    assert f"observed {fit.ci:.3f}" in figure.layout.annotations[0].text
-    assert f"{round(fit.p * 181_440):,} of 181,440" in figure.layout.annotations[0].text
-    assert figure.layout.yaxis.type == "log"
+def test_an_activation_map_tells_how_stable_it_is():
+    acts, labels = clusters()
+    figure = figures.activation_map(acts, labels, method="umap", seeds=2)
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "Procrustes R² between 2 layouts" in said and "mean little" in said and "trustworthiness" in said
+    assert sorted(len(trace.x) for trace in figure.data) == [30, 30, 30]
+    assert figure.data[0].marker.color == figures.COLOURS["power"]
+    centres = np.array([[np.mean(trace.x), np.mean(trace.y)] for trace in figure.data])
+    for trace, centre in zip(figure.data, centres, strict=True):  # three clusters, each with its own
+        apart = np.linalg.norm(np.c_[trace.x, trace.y][:, None] - centres, axis=2)
+        assert (apart.argmin(1) == np.flatnonzero((centres == centre).all(1))).all()
+    again = figures.activation_map(acts, labels, method="umap", seeds=1)
+    assert all(np.array_equal(a.x, b.x) for a, b in zip(figure.data, again.data, strict=True)), "seeded"
+    assert "not known" in again.layout.title.subtitle.text
+
+
+def test_layouts_agree_when_one_is_the_other_turned(monkeypatch):
+    class Turned:
+        def __init__(self, random_state, **_):
+            self.turn = np.array([[np.cos(random_state), np.sin(random_state)], [np.sin(random_state),
+                                                                                 -np.cos(random_state)]])  # fmt: skip
+
+        def fit_transform(self, points):
+            return 3 * points[:, :2] @ self.turn + 1
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Turned))
+    acts, labels = clusters()
+    said = figures.activation_map(acts, labels, seeds=3).layout.title.subtitle.text.replace("<br>", " ")
+    assert "between 3 layouts (others start at random): 1.00." in said
+
+
+def test_a_map_by_principal_axes_is_theirs():
+    acts, labels = clusters()
+    figure = figures.activation_map(acts, labels, method="pca")
+    drawn = np.concatenate([np.c_[trace.x, trace.y] for trace in figure.data])
+    centred = acts.values - acts.values.mean(0)
+    np.testing.assert_allclose(np.linalg.svd(drawn)[1], np.linalg.svd(centred)[1][:2])
+    for wrong, match in (({"method": "tsne"}, "tsne"), ({"neighbours": 60}, "60 neigh"), ({"seeds": 0}, "0 seeds")):
+        with pytest.raises(WorkbenchError, match=match):
+            figures.activation_map(acts, labels, **wrong)
+    with pytest.raises(WorkbenchError, match="3 labels"):
+        figures.activation_map(acts, labels[:3])
+    acts.values[0, 0] = np.nan
+    with pytest.raises(WorkbenchError, match="finite"):
+        figures.activation_map(acts, labels)
 
 
 # --- gate and steering ---
@@ -354,7 +338,7 @@ def test_a_profile_goes_once_round_the_circle():
     low, high = figure.data
     assert list(high.theta) == [*range(0, 360, 36), 0] and high.r[0] == high.r[-1] == 0.3
     assert high.r[VALUES.index("power")] == 0.9 and set(low.r) == {0.1}
-    assert high.line.color == figures.COLOURS["power"]
+    assert high.line.color == readable(figures.COLOURS["power"])
     assert list(figure.layout.polar.angularaxis.ticktext) == list(VALUES)
     assert figure.layout.polar.radialaxis.range == (0, 1)
     del after["hedonism"]

@@ -1,16 +1,23 @@
 """Plotly figures, pure functions of data: returned, never shown.
 
 Every figure says in its title what is measured, on its axes the units, in its hovers n and 95 % intervals where the
-data have them. Text that comes from a model or a file is escaped. A value has one colour everywhere (`COLOURS`).
+data have them. Text that comes from a model or a file is escaped. A value has one colour everywhere (`COLOURS`). All
+are drawn for white pages; `dark` makes the same figure for dark ones, `save` writes it to a file.
 """
 
 from .auditing import audit_figure
-from .circle import circle_map, cosine_heatmap, permutation_null
+from .circle import circle_map, cosine_heatmap
+from .circumplex import circular_profile, layer_geometry, leakage_profile, permutation_null, similarity_by_step
+from .clouds import activation_map
 from .probing import probe_accuracy, transfer_by_step
+from .reliability import calibration_curve, generalisation, layer_curves
 from .steering import csr_bars, gate_histogram, steering_reading, value_profile
-from .style import COLOURS, METHODS, TEMPLATE, escape
+from .style import COLOURS, CONTROLS, METHODS, TEMPLATE, escape
+from .themes import dark, save
 
 __all__ = [
-    "COLOURS", "METHODS", "TEMPLATE", "audit_figure", "circle_map", "cosine_heatmap", "csr_bars", "escape",
-    "gate_histogram", "permutation_null", "probe_accuracy", "steering_reading", "transfer_by_step", "value_profile",
+    "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "activation_map", "audit_figure", "calibration_curve", "circle_map",
+    "circular_profile", "cosine_heatmap", "csr_bars", "dark", "escape", "gate_histogram", "generalisation",
+    "layer_curves", "layer_geometry", "leakage_profile", "permutation_null", "probe_accuracy", "save",
+    "similarity_by_step", "steering_reading", "transfer_by_step", "value_profile",
 ]  # fmt: skip

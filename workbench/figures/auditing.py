@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
-from .style import COLOURS, FAINT, HOVER, INK, MARK, METHODS, escape, finish, tint
+from .style import COLOURS, FAINT, HOVER, INK, MARK, MARK_TEXT, METHODS, escape, finish, readable, tint
 
 if TYPE_CHECKING:
     from ..audit import Audit
@@ -45,7 +45,7 @@ def audit_figure(audits: Audit | Sequence[Audit]) -> go.Figure:
             mean = float(table[column].mean())
             fig.add_scatter(x=[i - 0.35, i + 0.35], y=[mean, mean], mode="lines", line=dict(color=INK, width=2),
                             hovertext=f"{name}<br>mean over values {mean:.3f}", **place)  # fmt: skip
-        colour = METHODS[i % len(METHODS)]
+        colour = readable(METHODS[i % len(METHODS)])
         steps = audit.by_step.groupby("step")["accuracy"].agg(["mean", "size"])
         hovers = [f"{name}<br>{step} steps apart: mean accuracy {mean:.3f}<br>{n} classifiers and sets"
                   for step, mean, n in steps.itertuples()]  # fmt: skip
@@ -63,7 +63,7 @@ def audit_figure(audits: Audit | Sequence[Audit]) -> go.Figure:
                                   ((2, 1), "words shared within a pair: mean")):  # fmt: skip
         bar = BARS[criterion]
         line(row, col, bar.low or bar.high or 0.0, line=dict(color=MARK, dash="dot", width=1.5),
-             annotation=dict(text=f"bar {bar}", font=dict(color=MARK, size=11)),
+             annotation=dict(text=f"bar {bar}", font=dict(color=MARK_TEXT, size=11)),
              annotation_position="bottom right" if bar.low else "top right")  # fmt: skip
     for row, col, y in ((1, 1, 0.5), (1, 2, 0.5), (2, 2, 0.0)):
         line(row, col, y, line=dict(color=FAINT, dash="dash", width=1))

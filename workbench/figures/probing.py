@@ -8,8 +8,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
-from ..evaluation.metrics import wilson
 from ..probes import Probes
+from ..rates import wilson
 from ..values import VALUES
 from .style import (
     COLOURS,
@@ -17,6 +17,7 @@ from .style import (
     HOVER,
     INK,
     MARK,
+    MARK_TEXT,
     MEAN,
     SEQUENTIAL,
     escape,
@@ -47,7 +48,7 @@ def probe_accuracy(probes: Probes, held_out: xr.DataArray | None = None) -> go.F
         last = [f"mean of {len(values)} values: {rate:.3f}" for rate in table[-1]]
         fig.add_heatmap(
             z=table, x=columns, y=[*map(escape, values), MEAN], coloraxis="coloraxis", xgap=2, ygap=2,
-            hovertext=[*hovers, last], hovertemplate=HOVER, texttemplate="%{z:.2f}", textfont=dict(size=11),
+            hovertext=[*hovers, last], hovertemplate=HOVER, texttemplate="%{z:.2f}", textfont=dict(size=11, color=INK),
             row=1, col=col,
         )  # fmt: skip
 
@@ -71,7 +72,7 @@ def probe_accuracy(probes: Probes, held_out: xr.DataArray | None = None) -> go.F
         at = probes.layers.index(probes.choose_layer())
         frame = dict(x0=at - 0.5, x1=at + 0.5, y0=-0.5, y1=len(values) + 0.5)
         fig.add_shape(type="rect", line=dict(color=MARK, width=3), **frame)
-        fig.add_annotation(x=at, y=-0.5, yshift=10, text="chosen", showarrow=False, font=dict(color=MARK, size=12))
+        fig.add_annotation(x=at, y=-0.5, yshift=10, text="chosen", showarrow=False, font=dict(color=MARK_TEXT, size=12))
     except WorkbenchError:  # probes of the last layers only: none can be chosen
         pass
     fig.update_yaxes(autorange="reversed", showgrid=False, ticks="")

@@ -11,8 +11,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 from scipy.special import logit
 
-from ..evaluation.metrics import wilson
 from ..gates import ProbeGate
+from ..rates import wilson
 from ..values import VALUES
 from .style import (
     ABOVE,
@@ -23,10 +23,12 @@ from .style import (
     MARK,
     MEAN,
     METHODS,
+    SHADE,
     escape,
     finish,
     in_circle,
     interval,
+    readable,
     tint,
 )
 
@@ -53,7 +55,7 @@ def gate_histogram(gate: ProbeGate, kinds: pd.DataFrame | None = None) -> go.Fig
         table["kind"] = [known.get(prompt, kind) for prompt, kind in zip(table["prompt"], unknown, strict=True)]
     levels: list[tuple[Any, pd.DataFrame]] = [] if kinds is None else list(table.groupby(["related", "kind"]))
     rows, edges = 1 + bool(levels), np.linspace(-14, 14, 57)
-    colours = {False: "#d98200", True: METHODS[0]}
+    colours = {False: readable("#d98200"), True: METHODS[0]}
     heights = [220, 30 * len(levels)][:rows]
     fig = make_subplots(rows=rows, shared_xaxes=True, vertical_spacing=0.03, row_heights=heights)
     for related, name, opened in ((False, "unrelated", rates["false_positive"]), (True, "related", rates["open"])):
@@ -73,8 +75,9 @@ def gate_histogram(gate: ProbeGate, kinds: pd.DataFrame | None = None) -> go.Fig
                   for prompt, score in zip(own["prompt"], own["score"], strict=True)]  # fmt: skip
         aside = 0.3 * np.sin(2.4 * np.arange(len(own)))  # so that dots do not hide one another
         fig.add_scatter(x=own["logit"], y=level + aside, mode="markers", showlegend=False, hovertext=hovers,
-                        hovertemplate=HOVER, marker=dict(color=tint(colours[bool(related)], 0.6), size=5),
-                        row=2, col=1)  # fmt: skip
+                        hovertemplate=HOVER, row=2, col=1, marker=dict(
+                            color=tint(colours[bool(related)], 0.6), size=5,
+                            line=dict(color=colours[bool(related)], width=0.8)))  # fmt: skip
     bar = float(_logit(gate.threshold))
     fig.add_vline(x=bar, line=dict(color=INK, width=2, dash="dash"))
     fig.add_annotation(x=bar, y=1, yref="paper", yanchor="bottom", text=f"threshold {gate.threshold:.3g}",
@@ -128,7 +131,8 @@ def csr_bars(table: pd.DataFrame) -> go.Figure:
             ]
             fig.add_bar(
                 x=[*map(escape, values), MEAN], y=rates, name=escape(method, 40), legendgroup=escape(method),
-                showlegend=row == 1, marker_color=colours[method], hovertext=hovers, hovertemplate=HOVER,
+                showlegend=row == 1, marker=dict(color=colours[method], line=dict(color=INK, width=0.6)),
+                hovertext=hovers, hovertemplate=HOVER,
                 error_y=dict(array=bounds[:, 1] - rates, arrayminus=rates - bounds[:, 0], visible=bool(low), width=2,
                              thickness=1, color=INK), row=row, col=1,
             )  # fmt: skip
@@ -181,7 +185,7 @@ def value_profile(before: Any, after: Any, value: str | None = None, measure: st
 
 
 def _profile(before: Any, after: Any, value: str | None, measure: str) -> list[go.Scatterpolar]:
-    colour, traces = COLOURS.get(value or "", METHODS[0]), []
+    colour, traces = readable(COLOURS.get(value or "", METHODS[0])), []
     styles = {
         "before": dict(line=dict(color=FAINT, dash="dot", width=2)),
         "after": dict(line=dict(color=colour, width=3), fill="toself", fillcolor=tint(colour, 0.2)),
@@ -232,7 +236,7 @@ def steering_reading(
     fig.update_xaxes(title_text="layer (steered ones shaded)", range=ends, dtick=1 if len(at) < 20 else 5,
                      showgrid=False)  # fmt: skip
     fig.update_yaxes(title_text=f"P of {escape(value)}", range=[-0.03, 1.03])
-    shade = dict(type="rect", xref="x", yref="paper", y0=0, y1=1, layer="below", line_width=0, fillcolor="#eef1f4")
+    shade = dict(type="rect", xref="x", yref="paper", y0=0, y1=1, layer="below", line_width=0, fillcolor=SHADE)
     return finish(
         fig,
         f"What the probes read at the last prompt token: {escape(value)} by layer, all ten at layer {last}",
