@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 from drawn import (
     CONTROLS,
@@ -236,6 +237,7 @@ def test_generalisation_shows_blocks_against_blocks():
 def test_an_activation_map_tells_how_stable_it_is():
     acts, labels = clusters()
     figure = figures.activation_map(acts, labels, method="umap", seeds=2)
+    assert torch.get_num_threads() == 1, "umap leaves the models their threads"
     said = figure.layout.title.subtitle.text.replace("<br>", " ")
     assert "Procrustes R² between 2 layouts" in said and "mean little" in said and "trustworthiness" in said
     assert sorted(len(trace.x) for trace in figure.data) == [30, 30, 30]

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stored import CHUNK, TEXTS, chunk, computed, flip, forwards, quietly, small_parts, snapshot
@@ -86,6 +87,7 @@ def fork(work):
         return process
     status = 1
     try:
+        torch.set_num_threads(1)  # OpenMP's other threads are not copied: waiting for them never ends
         work()
         status = 0
     except BaseException:

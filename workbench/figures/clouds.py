@@ -70,12 +70,15 @@ def activation_map(
 
 def _umap(points: np.ndarray, seeds: int, neighbours: int) -> tuple[list[np.ndarray], str]:
     """Layouts from several seeds, and how far they agree."""
+    import torch
     from scipy.spatial import procrustes
     from umap import UMAP  # takes seconds: numba
 
+    threads = torch.get_num_threads()  # numba sets those of all OpenMP, so torch's too
     starts = ["spectral", *["random"] * (seeds - 1)]
     layouts = [np.asarray(UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1, init=start).fit_transform(points))
                for seed, start in enumerate(starts)]  # fmt: skip
+    torch.set_num_threads(threads)
     agreement = [1 - procrustes(a, b)[2] for a, b in itertools.combinations(layouts, 2)]
     told = f"Procrustes R² between {seeds} layouts (others start at random): {_span(agreement)}." if agreement else (
         "One seed only: how stable the picture is, is not known.")  # fmt: skip
