@@ -97,7 +97,7 @@ def known_gate() -> ProbeGate:
     score[0] = 1.0  # saturated: its logit is infinite
     prompts = [f"{EVIL} {number}" for number in range(90)]
     oof = pd.DataFrame({"prompt": prompts, "related": related, "score": score})
-    return ProbeGate(3, np.zeros(4, np.float32), 0.0, 0.25, 0.01, oof)
+    return ProbeGate(3, np.zeros(4, np.float32), 0.25, "as given", oof)
 
 
 def known_table() -> pd.DataFrame:
@@ -116,6 +116,24 @@ def some_pairs() -> pd.DataFrame:
             for value, good, bad in (("power", "commands", "obeys"), ("security", "guards", "risks"))
             for who, what in itertools.product(("Ann", "Ben", "Cem", "Dee"), ("the house", "a ship"))]
     return pd.DataFrame(rows)
+
+
+def known_trace() -> pd.DataFrame:
+    """Row 1 of a run at layers 2 and 4: seven tokens, of which every third is not steered."""
+    return pd.DataFrame([
+        {"row": 1, "layer": layer, "position": 5 + k, "token": EVIL if k == 2 else f"w{k}", "gate": 0.9, "open": True,
+         "p_before": 0.2 + 0.05 * k, "p_after": 0.9 + 0.01 * layer, "eps": 0.0 if k % 3 == 0 else 10.0 * layer + k,
+         "share": 0.0 if k % 3 == 0 else 0.1 * layer, "kl": 0.1 * k}
+        for k in range(7) for layer in (2, 4)])  # fmt: skip
+
+
+def known_curve() -> pd.DataFrame:
+    """Of `evaluation.tune`: Base and three settings of two values; the second setting is chosen."""
+    rows = [(value, setting, k, 20, 0.1 + 0.2 * k + 0.05 * i) for i, value in enumerate(("power", "tradition"))
+            for k, setting in enumerate(("Base", EVIL, "2", "3"))]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["value", "setting", "round", "n", "csr"])
+    low, high = zip(*[wilson(rate, 20) for rate in table["csr"]], strict=True)
+    return table.assign(low=low, high=high, chosen=table["setting"] == "2", fr=1 - 0.05 * table["round"])
 
 
 def reading(after_at_4: float = 0.9) -> Any:
@@ -148,8 +166,11 @@ def every_figure() -> dict[str, Any]:
         "leakage": figures.leakage_profile(known_rise()),
         "layers": figures.layer_geometry(scan),
         "gate": figures.gate_histogram(gate, kinds),
+        "roc": figures.gate_roc(gate),
         "csr": figures.csr_bars(table),
         "no csr": figures.csr_bars(empty),
+        "dose": figures.dose_response(known_curve()),
+        "strip": figures.steering_strip(known_trace(), 1, target=0.94),
         "profile": figures.value_profile(rates, rates, EVIL, EVIL),
         "reading": reading(),
         "audit": figures.audit_figure(audit_pairs(some_pairs(), name=EVIL)),

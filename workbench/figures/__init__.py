@@ -11,13 +11,16 @@ from .circumplex import circular_profile, layer_geometry, leakage_profile, permu
 from .clouds import activation_map
 from .probing import probe_accuracy, transfer_by_step
 from .reliability import calibration_curve, generalisation, layer_curves
-from .steering import csr_bars, gate_histogram, steering_reading, value_profile
+from .steering import csr_bars, gate_histogram, gate_roc, steering_reading, value_profile
 from .style import COLOURS, CONTROLS, METHODS, TEMPLATE, escape
 from .themes import dark, save
+from .tracing import steering_strip
+from .tuning import dose_response
 
 __all__ = [
-    "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "activation_map", "audit_figure", "calibration_curve", "circle_map",
-    "circular_profile", "cosine_heatmap", "csr_bars", "dark", "escape", "gate_histogram", "generalisation",
-    "layer_curves", "layer_geometry", "leakage_profile", "permutation_null", "probe_accuracy", "save",
-    "similarity_by_step", "steering_reading", "transfer_by_step", "value_profile",
+    "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "activation_map", "audit_figure", "calibration_curve",
+    "circle_map", "circular_profile", "cosine_heatmap", "csr_bars", "dark", "dose_response", "escape",
+    "gate_histogram", "gate_roc", "generalisation", "layer_curves", "layer_geometry", "leakage_profile",
+    "permutation_null", "probe_accuracy", "save", "similarity_by_step", "steering_reading", "steering_strip",
+    "transfer_by_step", "value_profile",
 ]  # fmt: skip

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 from scipy.special import logit
 
-from ..gates import ProbeGate
+from ..gates import ThresholdGate
 from ..rates import wilson
 from ..values import VALUES
 from .style import (
@@ -43,62 +44,147 @@ def _logit(p: Any) -> np.ndarray:
     return logit(np.clip(np.asarray(p, np.float64), _CUT, 1 - _CUT))
 
 
-def gate_histogram(gate: ProbeGate, kinds: pd.DataFrame | None = None) -> go.Figure:
+# Kinds of `load_unrelated`, natural and embedded, that are easily taken for the other side; in the order of their rows.
+_HARD = {"technical choice": "unrelated dilemmas", "colour": "unrelated dilemmas", "hard": "hard unrelated",
+         "word": "hard unrelated", "value-laden": "value-laden, no dilemma", "plan": "value-laden, no dilemma",
+         "dilemmas": "dilemmas"}  # fmt: skip
+
+
+def gate_histogram(gate: ThresholdGate, kinds: pd.DataFrame | None = None) -> go.Figure:
     """Out-of-fold scores of the prompts that a gate was fitted on, related and unrelated, with its threshold.
 
-    kinds: table with prompt and kind (as `load_unrelated` returns): below, a row of dots per kind, each a prompt.
+    kinds: table with prompt and kind (as `load_unrelated` returns): below, a row of dots per kind, each a prompt, and
+    the share that opens the gate; hard unrelated prompts, dilemmas about nothing of value and value-laden prompts that
+    are no dilemmas stand next to the line between the sides. Prompts that the gate was not fitted on are shown where
+    the table has their `score` too: kinds.assign(score=gate.scores(kinds["prompt"])).
     """
-    table, rates = gate.oof.assign(logit=_logit(gate.oof["score"]), kind=""), gate.rates
+    probable, rates = gate.scale == "probability", gate.rates
+    at, said = (_logit, "score" if gate.layer is None else "P(related)") if probable else (np.asarray, "cosine")
+    table = pd.DataFrame(gate.oof)
+    scattered, levels = table.assign(kind=""), []
     if kinds is not None:
         known = dict(zip(kinds["prompt"], kinds["kind"], strict=True))
         unknown = np.where(table["related"], "dilemmas", "other")
-        table["kind"] = [known.get(prompt, kind) for prompt, kind in zip(table["prompt"], unknown, strict=True)]
-    levels: list[tuple[Any, pd.DataFrame]] = [] if kinds is None else list(table.groupby(["related", "kind"]))
-    rows, edges = 1 + bool(levels), np.linspace(-14, 14, 57)
+        scattered["kind"] = [known.get(prompt, kind) for prompt, kind in zip(table["prompt"], unknown, strict=True)]
+        if "score" in kinds:
+            scattered = pd.concat([scattered, kinds[~kinds["prompt"].isin(table["prompt"])]])
+        names = list(_HARD.values())
+        scattered["kind"] = [_HARD.get(kind, kind) for kind in scattered["kind"]]
+        scattered["place"] = [names.index(kind) if kind in names else -1 for kind in scattered["kind"]]
+        levels = [(bool(key[0]), str(key[2]), own) for key, own in scattered.groupby(["related", "place", "kind"])]
+    rows = 1 + bool(levels)
+    x = at(scattered["score"])
+    edges = np.linspace(-14, 14, 57) if probable else np.linspace(x.min() - 1e-6, x.max() + 1e-6, 57)
     colours = {False: readable("#d98200"), True: METHODS[0]}
     heights = [220, 30 * len(levels)][:rows]
     fig = make_subplots(rows=rows, shared_xaxes=True, vertical_spacing=0.03, row_heights=heights)
     for related, name, opened in ((False, "unrelated", rates["false_positive"]), (True, "related", rates["open"])):
-        own = table.loc[table["related"] == related, "logit"]
+        own = at(table.loc[table["related"] == related, "score"])
         counts = np.histogram(own, edges)[0]
         some = counts > 0
-        opens = f"the gate opens for {opened:.1%} of them{interval(*wilson(opened, len(own)))}"
+        key = "open" if related else "false_positive"
+        opens = f"the gate opens for {opened:.1%} of them{interval(*gate.intervals[key])}"
         fig.add_bar(
             x=(edges[:-1] + edges[1:])[some] / 2, y=counts[some] / max(len(own), 1), width=edges[1] - edges[0],
             name=f"{name}, n = {len(own)}", hovertemplate=HOVER, row=1, col=1,
             marker=dict(color=tint(colours[related], 0.55), line=dict(color=colours[related], width=1)),
             hovertext=[f"{n} of {len(own)} {name} prompts<br>{opens}" for n in counts[some]],
         )  # fmt: skip
-    for level, ((related, kind), own) in enumerate(levels):
-        name = f"{escape(kind, 40)}, P(related) ="
-        hovers = [f"{escape(prompt, 90)}<br>{name} {score:.4f}"
+    for level, (related, kind, own) in enumerate(levels):
+        hovers = [f"{escape(prompt, 90)}<br>{escape(kind, 40)}, {said} = {score:.4f}"
                   for prompt, score in zip(own["prompt"], own["score"], strict=True)]  # fmt: skip
         aside = 0.3 * np.sin(2.4 * np.arange(len(own)))  # so that dots do not hide one another
-        fig.add_scatter(x=own["logit"], y=level + aside, mode="markers", showlegend=False, hovertext=hovers,
+        fig.add_scatter(x=at(own["score"]), y=level + aside, mode="markers", showlegend=False, hovertext=hovers,
                         hovertemplate=HOVER, row=2, col=1, marker=dict(
-                            color=tint(colours[bool(related)], 0.6), size=5,
-                            line=dict(color=colours[bool(related)], width=0.8)))  # fmt: skip
-    bar = float(_logit(gate.threshold))
+                            color=tint(colours[related], 0.6), size=5,
+                            line=dict(color=colours[related], width=0.8)))  # fmt: skip
+    bar = float(at(gate.threshold))
     fig.add_vline(x=bar, line=dict(color=INK, width=2, dash="dash"))
     fig.add_annotation(x=bar, y=1, yref="paper", yanchor="bottom", text=f"threshold {gate.threshold:.3g}",
                        showarrow=False)  # fmt: skip
-    fig.update_xaxes(tickvals=_logit(list(_TICKS)), ticktext=list(_TICKS.values()), range=[-14.3, 14.3])
-    fig.update_xaxes(title_text="P(related) on a logit scale, cut at 10⁻⁶ from 0 and 1", row=rows)
+    if probable:
+        fig.update_xaxes(tickvals=_logit(list(_TICKS)), ticktext=list(_TICKS.values()), range=[-14.3, 14.3])
+    title = f"{said} on a logit scale, cut at 10⁻⁶ from 0 and 1" if probable else f"{said} with the condition direction"
+    fig.update_xaxes(title_text=title, row=rows)
     fig.update_yaxes(title_text="share of prompts", rangemode="tozero", row=1)
     if levels:
-        names = [f"{escape(kind, 30)}, {len(own)}" for (_, kind), own in levels]
+        names = [f"{escape(kind, 30)}, {len(own)}" for _, kind, own in levels]
         fig.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4],
                          showgrid=False, row=2)  # fmt: skip
+        for level, (_, _, own) in enumerate(levels):
+            opened = float(gate.decide(torch.tensor(own["score"].to_numpy(np.float64))).double().mean())
+            fig.add_annotation(x=1, xref="paper", xanchor="left", y=level, yref="y2", text=f"{opened:.0%}",
+                               xshift=6, showarrow=False, font=dict(size=12, color=FAINT),
+                               hovertext=f"the gate opens for {opened:.1%}{interval(*wilson(opened, len(own)))}",
+                               )  # fmt: skip
     return finish(
         fig,
         "Scores of the gate for prompts it was not fitted on",
-        f"Out of fold, layer {gate.layer}, last prompt token. It opens for {rates['open']:.1%} of related and "
-        f"{rates['false_positive']:.1%} of unrelated prompts; AUROC {rates['auroc']:.3f}.",
+        f"{_reads(gate)} It opens for {rates['open']:.1%} of related and {rates['false_positive']:.1%} of unrelated "
+        f"prompts; AUROC {rates['auroc']:.3f}." + " At the right: the share of each kind that opens it." * bool(levels),
         height=400 + 30 * len(levels),
         above=26,
         barmode="overlay",
         bargap=0,
-        legend=ABOVE,
+        legend=ABOVE if bar < edges.mean() else dict(ABOVE, x=0, xanchor="left"),  # off the threshold's name
+        **({"margin_r": 60} if levels else {}),
+    )
+
+
+def _reads(gate: ThresholdGate) -> str:
+    """What a gate's scores are of, as a subtitle begins."""
+    if gate.layer is None:
+        return "A text classifier on the bare question."
+    tokens = "each token" if "position" in pd.DataFrame(gate.oof) else "last prompt token"
+    return f"Out of fold, layer {gate.layer}, {tokens}."
+
+
+def gate_roc(gate: ThresholdGate) -> go.Figure:
+    """What every threshold of a gate would cost: ROC and precision-recall side by side, the chosen one marked.
+
+    Bands, bars and the numbers in hovers are 95 % Wilson intervals, point by point. ROC tells nothing of how rare
+    related prompts are; precision does, and holds only where they are as frequent as in the gate's own table.
+    """
+    curve, rates, bounds = gate.curve(), gate.rates, gate.intervals
+    chosen = curve[curve["threshold"] <= gate.threshold].iloc[[0]]
+    prevalence = float(curve["precision"].iloc[-1])  # the last threshold opens for all
+    colour = METHODS[0]
+    each = [f"score > {at:.4g}" for at in curve["threshold"]]
+    for name, what in (("open", "related prompts that open it"), ("false_positive", "unrelated prompts that open it"),
+                       ("precision", "precision")):  # fmt: skip
+        numbers = curve[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+        each = [f"{said}<br>{what}: {share:.3f}{interval(low, high).replace('<br>95 % interval', ',')}"
+                for said, (share, low, high) in zip(each, numbers, strict=True)]  # fmt: skip
+    fig = make_subplots(cols=2, horizontal_spacing=0.1)
+    for col, (x, y, shape) in enumerate((("false_positive", "open", "linear"), ("open", "precision", "vh")), 1):
+        own = curve.dropna(subset=[y])
+        low, high = own[f"{y}_low"], own[f"{y}_high"]
+        place = dict(row=1, col=col, hovertemplate=HOVER, showlegend=False)
+        for edge, fill in ((high, None), (low, "tonexty")):
+            fig.add_scatter(x=own[x], y=edge, mode="lines", fill=fill, fillcolor=tint(colour, 0.18), hoverinfo="skip",
+                            line=dict(width=0, shape=shape), row=1, col=col, showlegend=False)  # fmt: skip
+        fig.add_scatter(x=own[x], y=own[y], mode="lines", line=dict(color=colour, width=2.5, shape=shape),
+                        hovertext=[each[k] for k in own.index], **place)  # fmt: skip
+        bars = {axis: dict(array=chosen[f"{name}_high"] - chosen[name], color=MARK, thickness=1.5, width=4,
+                           arrayminus=chosen[name] - chosen[f"{name}_low"])
+                for axis, name in (("error_x", x), ("error_y", y))}  # fmt: skip
+        fig.add_scatter(x=chosen[x], y=chosen[y], mode="markers", hovertext=[each[chosen.index[0]]],
+                        marker=dict(color=MARK, size=10, line=dict(color=INK, width=1)), **bars, **place)  # fmt: skip
+        chance = [0, 1] if col == 1 else [prevalence] * 2
+        fig.add_scatter(x=[0, 1], y=chance, mode="lines", line=dict(color=FAINT, dash="dash", width=1),
+                        hovertext="chance" if col == 1 else f"chance: {prevalence:.1%} of the prompts are related",
+                        **place)  # fmt: skip
+    fig.update_xaxes(title_text="unrelated prompts that open it (FPR)", range=[-0.02, 1.02], col=1)
+    fig.update_xaxes(title_text="related prompts that open it (recall)", range=[-0.02, 1.02], col=2)
+    fig.update_yaxes(title_text="related prompts that open it (TPR)", range=[-0.02, 1.02], col=1)
+    fig.update_yaxes(title_text="precision", range=[-0.02, 1.02], col=2)
+    told = {name: f"{rates[name]:.3f} ({bounds[name][0]:.3f} to {bounds[name][1]:.3f})" for name in bounds}
+    return finish(
+        fig,
+        "What every threshold of the gate would cost: ROC and precision-recall",
+        f"{_reads(gate)} AUROC {told['auroc']}, average precision {told['average_precision']}; 95 % intervals. Marked: "
+        f"the threshold {gate.threshold:.3g} ({escape(gate.criterion)}).",
+        height=460,
     )
 
 
