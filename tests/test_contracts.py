@@ -1,15 +1,15 @@
 """Steering means one thing: cached == uncached, batched == alone, streamed == whole, off == never on."""
 
 import functools
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import FAMILIES
+from tiny import FAMILIES, MORE
 
 from workbench.errors import WorkbenchError
 from workbench.gates import Never, ProbeGate
@@ -129,29 +129,6 @@ def hooks_left(model):
 
 
 # -- off -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_off_is_bit_exact_whatever_happened_inside(family, tiny_model, methods):
-    model = tiny_model(family)
-    ids = model.encode(PROMPTS, chat=True)
-    left, alone = hooks_left(model), torch.tensor([ids[0]])
-    bridge_before = model.bridge(alone)
-    before = logits(model, ids)
-    for problem in (None, RuntimeError, KeyboardInterrupt):
-        with ExitStack() as expected:
-            if problem:
-                expected.enter_context(pytest.raises(problem))
-            with methods(family, "conva").on(model):
-                assert not torch.allclose(logits(model, ids), before, **CLOSE)
-                assert not torch.allclose(model.bridge(alone), bridge_before, **CLOSE)
-                assert len(model.active) == 1
-                if problem:
-                    raise problem
-        assert torch.equal(logits(model, ids), before)
-        assert torch.equal(model.bridge(alone), bridge_before)
-        assert hooks_left(model) == left and model.active == []
-        assert "generate" not in vars(model.twin) and "generate" not in vars(model.bridge)
 
 
 def test_an_error_inside_the_pass_leaves_no_hook(tiny_model, methods, monkeypatch):
@@ -343,19 +320,6 @@ def test_stopping_a_stream_leaves_the_model_as_it_was(tiny_model, methods):
 # -- what is steered -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_first_answer_token_is_steered(method, tiny_model, methods):
-    model = tiny_model()
-    ids = model.encode(PROMPTS[1:2], chat=True)
-    base, n = logits(model, ids)[0], len(ids[0])
-    with methods("llama", method).on(model):
-        steered = logits(model, ids)[0]
-    assert not torch.allclose(steered[-1], base[-1], rtol=1e-3, atol=1e-3)
-    untouched = [k for k in range(n) if torch.equal(steered[k], base[k])]
-    spared = method.endswith("generated") or method.endswith("token")
-    assert untouched == (list(range(n - 1)) if spared else []), "scope says which prompt tokens are steered"
-
-
 @pytest.mark.parametrize("family", SOME)
 @pytest.mark.parametrize("target", [0.6, 0.95, 0.999])
 def test_the_target_is_met_exactly(family, target, tiny_model, probes):
@@ -488,6 +452,195 @@ def test_the_random_direction_is_as_long_as_what_it_controls(tiny_model, methods
     assert abs(w @ random.direction(1, torch.zeros(len(w))).numpy()) < 0.6
 
 
+# -- sites, windows, gates per token or of text ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Louder(Intervention, abstract=True):
+    """Adds a share of how large each number is (a multiple would be undone by a norm after the MLP)."""
+
+    layers: tuple[int, ...] = (1,)
+    share: float = 0.5
+    gate: Any = None
+    scope: str = "token"
+    window: Any = None
+    site: ClassVar[str] = "residual"
+
+    def shift(self, layer, e):
+        return self.share * e.abs()
+
+
+class LouderNeurons(Louder, abstract=True):
+    site = "neurons"
+
+
+def by_hand(model, ids, module, edit):
+    """Logits with a module's output, or the down projection's input, edited by a plain hook."""
+    if isinstance(module, int):
+        hook = model.neurons(module).register_forward_pre_hook(lambda _m, given: (edit(given[0]),))
+    else:
+        hook = module.register_forward_hook(lambda _m, _i, out: edit(out))
+    try:
+        return logits(model, ids)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+def test_neurons_are_edited_where_they_enter_the_down_projection(family, tiny_model):
+    model, steer = tiny_model(family), LouderNeurons()
+    ids = model.encode(PROMPTS[:1], chat=True)
+
+    def edit(a):
+        return torch.cat([a[:, :-1], a[:, -1:] + 0.5 * a[:, -1:].abs()], 1)
+
+    with steer.on(model, trace=True) as run:
+        steered = logits(model, ids)
+        bridge, cache = model.bridge.run_with_cache(torch.tensor(ids))
+    torch.testing.assert_close(steered, by_hand(model, ids, 1, edit), **CLOSE)
+    torch.testing.assert_close(bridge, steered, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(steered, logits(model, ids), rtol=1e-3, atol=1e-3)
+    a = cache["blocks.1.mlp.hook_post"][0, -1]  # TransformerLens sees what was made of it
+    before = torch.where(a > 0, a / 1.5, a / 0.5)
+    assert run.trace["eps"].to_numpy() == pytest.approx([float(before.norm()) / 2] * 2, rel=1e-4)
+    assert run.fired == {1: 2}
+
+
+def test_a_model_without_single_neurons_is_refused(tiny_model, monkeypatch):
+    model = tiny_model()
+    monkeypatch.delitem(model.bridge.adapter.component_mapping["blocks"].submodules["mlp"].submodules, "out")
+    with pytest.raises(WorkbenchError, match="has no single down projection"), LouderNeurons().on(model):
+        pass
+
+
+def test_the_share_is_the_edits_length_over_what_was_there(tiny_model):
+    model = tiny_model()
+    for steer in (Louder((0, 2), 0.25), LouderNeurons((0, 2), 0.25)):
+        with steer.on(model, trace=True) as run:
+            logits(model, model.encode(PROMPTS, chat=True))
+        assert len(run.trace) == 6 and run.trace["share"].to_numpy() == pytest.approx([0.25] * 6, rel=1e-5)
+
+
+def test_a_trace_has_named_axes(tiny_model, methods):
+    model, ids = tiny_model(), tiny_model().encode(PROMPTS, chat=True)
+    with methods("llama", "conva gated").on(model, trace=True) as run:
+        model.twin.generate(torch.tensor(ids[:1]), max_new_tokens=3, do_sample=False)
+        model.twin.generate(torch.tensor(ids[1:2]), max_new_tokens=2, do_sample=False)
+    whole, table = run.dataset(), run.trace
+    assert dict(whole.sizes) == {"row": 2, "layer": 3, "position": len({*table["position"]})}
+    assert whole["token"].dims == ("row", "position") and whole["open"].dtype == bool
+    for line in table.to_dict("records"):
+        at = {axis: line[axis] for axis in ("row", "layer", "position")}
+        for name in ("gate", "p_before", "p_after", "eps", "share", "open"):
+            assert whole[name].sel(at).item() == pytest.approx(line[name])
+        assert whole["token"].sel(row=line["row"], position=line["position"]) == line["token"]
+    assert int(whole["eps"].count()) == len(table) and "ConVA(security" in whole.attrs["steer"]
+    with Louder().on(model, trace=True) as idle:
+        pass
+    assert idle.dataset().sizes["row"] == 0
+
+
+@pytest.mark.parametrize(
+    ("window", "steered"), [((0, 1), [0]), ((1, 3), [1, 2]), ((2, None), [2, 3]), (None, [0, 1, 2, 3])]
+)
+@pytest.mark.parametrize("scope", ["generated", "token"])
+def test_a_window_counts_the_answers_tokens(scope, window, steered, tiny_model, probes):
+    model = tiny_model()
+    steer = ConVA(probes(), VALUE, target=0.9999, layers=[0, 1, 2], scope=scope, window=window)
+    (prompt,), answer = model.encode(PROMPTS[1:2], chat=True), [20, 31, 44]
+    base = cached_decode(model, prompt, answer)
+    with steer.on(model, trace=True) as run:
+        cached = cached_decode(model, prompt, answer)
+    assert sorted({*run.trace.loc[run.trace["eps"] > 0, "position"]}) == [len(prompt) - 1 + k for k in steered]
+    first = steered[0]
+    assert torch.equal(cached[:first], base[:first]) and not torch.allclose(cached[first], base[first], **CLOSE)
+    if scope == "generated" and first:  # the shift is still the one of the last prompt token
+        with replace(steer, window=None).on(model, trace=True) as all_of_it:
+            cached_decode(model, prompt, answer)
+        both = [t[t["layer"] == 0].set_index("position")["eps"] for t in (run.trace, all_of_it.trace)]
+        assert both[0][len(prompt) - 1 + first] == both[1][len(prompt) - 1]
+
+
+@pytest.mark.parametrize("window", [(-1, 2), (2, 2), (3, 1)])
+def test_windows_that_make_no_sense_are_refused(window, tiny_model, probes):
+    settings = {"layers": [1], "scope": "token"}
+    for steer in (
+        ConVA(probes(), VALUE, window=window, **settings),
+        ConVA(probes(), VALUE, window=(0, 2), **{**settings, "scope": "all"}),
+    ):
+        with pytest.raises(WorkbenchError, match="window .* with scope '(token|all)'"):
+            steer.start(tiny_model())
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_a_gate_per_token_reads_each_token_unsteered(family, tiny_model, probes, gate):
+    model = tiny_model(family)
+    ids = [prompt + [20, 31, 44, 52] for prompt in model.encode(PROMPTS, chat=True)]
+    lengths = [len(row) - 4 for row in ids]
+    with watched(model) as stream:
+        logits(model, ids)
+    judge = gate(family, 1)
+    scores = judge.score(stream[1][:, -5:]).detach()
+    judge = replace(judge, per_token=True, threshold=float(scores.flatten().sort().values[6:8].mean()))
+    steer = ConVA(probes(family), VALUE, target=0.9999, layers=[1, 2], gate=judge, scope="token")
+    with steer.on(model, trace=True, prompt_lengths=lengths) as run:
+        logits(model, ids)
+    for (row, _), lines in run.trace.groupby(["row", "layer"]):
+        np.testing.assert_allclose(lines["gate"], scores[row], atol=1e-5)
+        assert lines["open"].tolist() == (scores[row] > judge.threshold).tolist()
+        assert ((lines["eps"] > 0) <= lines["open"]).all()
+    opened = run.trace[run.trace["layer"] == 1].groupby("row")["open"].sum()
+    assert opened.sum() == 8 and ((0 < opened) & (opened < 5)).any(), "within a row too"
+
+
+def test_gates_per_token_that_would_read_steered_tokens_are_refused(tiny_model, probes, gate):
+    model, judge = tiny_model(), replace(gate("llama", 1), per_token=True)
+    settings = {"target": 0.999, "gate": judge}
+    for steer in (
+        ConVA(probes(), VALUE, layers=[0, 2], scope="token", **settings),
+        ConVA(probes(), VALUE, layers=[1, 2], scope="all", **settings),
+        LouderNeurons(gate=judge),
+    ):
+        with pytest.raises(WorkbenchError, match="was to ask its gate about each token"):
+            steer.start(model)
+    steer = ConVA(probes(), VALUE, layers=[1, 2], scope="token", **settings)
+    with pytest.raises(WorkbenchError, match="layers below the gate's, 1"), Louder((0,)).on(model), steer.on(model):
+        logits(model, model.encode(PROMPTS))
+    assert model.active == []
+
+
+class Asks(Never, abstract=True):
+    """Opens for prompts with a question mark; keeps what it was asked."""
+
+    reads: ClassVar[str] = "text"
+
+    def scores(self, prompts, instruction=None):
+        vars(self).setdefault("seen", []).extend(prompts)
+        return np.array([float("?" in prompt) for prompt in prompts], np.float32)
+
+    def decide(self, score):
+        return score > 0.5
+
+
+def test_a_gate_that_reads_text_is_given_the_bare_question(tiny_model, probes):
+    model, judge = tiny_model(), Asks()
+    steer = ConVA(probes(), VALUE, target=0.9999, layers=[0, 1], gate=judge)
+    said = (("user", "Why?"), ("assistant", "So."), ("user", "No."))
+    chat = [{"role": role, "content": content} for role, content in said]
+    asked = [*PROMPTS, chat]
+    settings = {"max_new_tokens": 2, "batch_size": 3, "instruction": "Hm?", "return_trace": True}
+    _, trace = generate(model, asked, steer=steer, **settings)
+    assert vars(judge)["seen"] == [*PROMPTS, "No."]
+    assert trace.groupby("row")["open"].first().tolist() == [True, True, False, False]
+    assert ((trace["eps"] > 0) == trace["open"]).all()
+    ids = model.encode(PROMPTS, chat=True)
+    with pytest.raises(WorkbenchError, match="0 questions, where it reads the text"), steer.on(model):
+        logits(model, ids)
+    with steer.on(model, trace=True, questions=PROMPTS) as run:
+        logits(model, ids)
+    assert run.trace.groupby("row")["open"].first().tolist() == [True, True, False]
+
+
 # -- nothing is silent ---------------------------------------------------------------------------------------
 
 
@@ -510,22 +663,6 @@ def test_a_hook_that_never_fired_is_an_error(tiny_model, methods, monkeypatch):
         methods("llama", "conva").on(model),
     ):
         logits(model, model.encode(PROMPTS))
-
-
-def test_pads_without_mask_are_refused(tiny_model, methods):
-    for family in SOME:
-        model = tiny_model(family)
-        with methods(family, "conva").on(model):
-            for side in ("left", "right"):
-                ids, mask = model.pad(model.encode(PROMPTS), side)
-                with pytest.raises(WorkbenchError, match="begin or end with pads"):
-                    model.twin(ids)
-                model.twin(ids, attention_mask=mask)
-            model.twin(torch.tensor(model.encode(PROMPTS[:1])))
-            with pytest.raises(WorkbenchError, match=r"attention_mask \(3, 1, "):
-                model.twin(ids, attention_mask=torch.zeros(3, 1, ids.shape[1], ids.shape[1]))
-            with pytest.raises(WorkbenchError, match="row 1 with 0 real tokens"):
-                model.twin(ids, attention_mask=mask * torch.tensor([[1], [0], [1]]))
 
 
 def test_wrong_prompt_lengths_are_refused(tiny_model, methods):
@@ -565,8 +702,9 @@ def test_caches_of_elsewhere_and_beam_search_are_refused(tiny_model, methods):
     inside.reorder_cache(torch.tensor([1, 0]))
 
 
-def test_nan_is_an_error(tiny_model, methods):
-    model, steer = tiny_model(), methods("llama", "conva")
+@pytest.mark.parametrize("method", ["conva", "conva generated", "conva token"])
+def test_nan_is_an_error(method, tiny_model, methods):
+    model, steer = tiny_model(), methods("llama", method)
     handle = model.blocks[0].register_forward_pre_hook(lambda _m, inputs: (inputs[0] * float("nan"), *inputs[1:]))
     try:
         with pytest.raises(WorkbenchError, match="NaN or inf in the residual stream"), steer.on(model):
@@ -577,23 +715,35 @@ def test_nan_is_an_error(tiny_model, methods):
         handle.remove()
 
 
-def test_half_precision_and_no_edit_in_place(tiny_folder, probes, methods):
-    model = load_model(tiny_folder("llama"), dtype="bfloat16")
-    steer = ConVA(fit_probes(model, pairs(), folds=3), VALUE, target=0.9999, layers=[0, 1, 2])
-    raw, forward = [], model.blocks[1].forward
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_input_is_told_and_leaves_the_model_unsteered(stream, tiny_model, probes):
+    model, other, left = tiny_model(), fit_probes(tiny_model("qwen2"), pairs(), folds=3), hooks_left(tiny_model())
+    before = logits(model, model.encode(PROMPTS))
+    settings = {"target": 0.99, "layers": [0, 2]}
 
-    def keeping(*args, **kwargs):
-        raw.append(forward(*args, **kwargs))
-        raw.append(raw[0].clone())
-        return raw[0]
+    def nan(self, layer, e):
+        return e * float("nan") if layer == 2 else torch.zeros_like(e)
 
-    model.blocks[1].forward = keeping
-    with steer.on(model, trace=True) as run:
-        assert logits(model, model.encode(PROMPTS[:1])).dtype == torch.bfloat16
-    assert torch.equal(raw[0], raw[1]) and run.trace["eps"].max() > 0
-    with pytest.raises(WorkbenchError, match="Probes of llama were to be used with llama"):
-        steer_float = methods("llama", "conva")
-        steer_float.on(model).__enter__()
+    broken = ConVA(probes(), VALUE, **settings)
+    broken.__dict__["shift"] = nan.__get__(broken)
+    for make, prompts, message in (
+        (lambda: ConVA(probes(), "virtue", **settings), PROMPTS, "'virtue'"),
+        (lambda: ConVA(probes(), VALUE, layers=[3]), PROMPTS, r"layers \[3\]"),
+        (lambda: Louder((0, 3)), PROMPTS, r"(?i)layers \[0, 3\] of llama were asked for"),
+        (lambda: ConVA(other, VALUE, **settings), PROMPTS, "of qwen2 were to be used with llama"),
+        (lambda: ConVA(probes(), VALUE, target=0), PROMPTS, "target probability of 0"),
+        (lambda: ConVA(probes(), VALUE, target=1), PROMPTS, "target probability of 1"),
+        (lambda: ConVA(probes(), VALUE, **settings), ["Why?", "house " * 200], "of 128 tokens"),
+        (lambda: broken, PROMPTS, "was to steer layer 2.\nFound: NaN or inf"),
+    ):
+        with pytest.raises(WorkbenchError, match=message):
+            next(iter(generate(model, prompts, steer=make(), max_new_tokens=2, stream=stream)))
+        assert hooks_left(model) == left and model.active == [] and "generate" not in vars(model.twin)
+        assert torch.equal(logits(model, model.encode(PROMPTS)), before)
+    qwen = tiny_model("qwen2")  # no BOS: an empty text has no token to read
+    with pytest.raises(WorkbenchError, match="no tokens in it"):
+        generate(qwen, ["Why?", ""], steer=ConVA(other, VALUE, **settings), chat=False)
+    assert qwen.active == []
 
 
 def test_unknown_layers_values_scopes(probes, tiny_model):

@@ -20,7 +20,7 @@ MODULES = {
 # embedded world stands early, since the judge reads with it; its training, pilot and card use everything.
 ORDER: tuple[str, ...] = tuple(
     "errors rates endpoint cluster values reading prompts labelled checkpoints models embedded activations probes "
-    "audit vectors exchange geometry gates steering generate evaluation embedded.training embedded.pilot "
+    "audit vectors exchange geometry gates neurons steering generate evaluation embedded.training embedded.pilot "
     "embedded.card figures panels drafts writing data_commands cache_commands cli __main__".split()
 )
 # The exceptions, inside functions only: the loaders hand a request for "embedded" to the embedded world, and a fit

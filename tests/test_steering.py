@@ -1,6 +1,6 @@
 # ruff: noqa: F811
 """Steering methods one by one: their rule, their settings, their files. What holds for all is in
-test_contracts.py.
+test_contracts.py, ConVA's own in test_conva.py.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,6 @@ from workbench.gates import AlwaysOpen, Never
 from workbench.generate import generate
 from workbench.probes import fit_probes
 from workbench.steering import CAA, ICA, Base, ConVA, Intervention, RandomDirection
-
-
-def test_conva_is_the_closed_form(probes):
-    steer = ConVA(probes(), VALUE, target=0.9, layers=[1])
-    w, b = probes().weight.sel(value=VALUE, layer=1).values, float(probes().bias.sel(value=VALUE, layer=1))
-    e = np.random.default_rng(0).normal(size=(50, len(w)))
-    shift = steer.shift(1, torch.tensor(e, dtype=torch.float32)).numpy()
-    logit, unit = e @ w + b, w / np.linalg.norm(w)
-    eps = np.maximum(0, (np.log(9) - logit) / np.linalg.norm(w))
-    np.testing.assert_allclose(shift, eps[:, None] * unit, atol=1e-4)
-    assert (eps == 0).any() and (eps > 0).any() and (shift[eps == 0] == 0).all()
 
 
 def test_caa_adds_the_raw_mean_difference(probes):

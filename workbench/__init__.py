@@ -25,12 +25,16 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .errors import WorkbenchError as WorkbenchError
     from .evaluation import evaluate as evaluate
     from .gates import AlwaysOpen as AlwaysOpen
+    from .gates import CosineGate as CosineGate
+    from .gates import DetectorGate as DetectorGate
     from .gates import ProbeGate as ProbeGate
+    from .gates import load_classifier as load_classifier
     from .generate import generate as generate
     from .geometry import circumplex_fit as circumplex_fit
     from .geometry import human_reference as human_reference
     from .labelled import load_labelled as load_labelled
     from .models import load_model as load_model
+    from .neurons import select_neurons as select_neurons
     from .probes import Probes as Probes
     from .probes import fit_probes as fit_probes
     from .prompts import load_negative_prompts as load_negative_prompts
@@ -40,8 +44,13 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .steering.base import Base as Base
     from .steering.caa import CAA as CAA
     from .steering.conva import ConVA as ConVA
+    from .steering.dpnle import DPNLE as DPNLE
     from .steering.ica import ICA as ICA
+    from .steering.lape import LAPE as LAPE
+    from .steering.neva import NeVA as NeVA
+    from .steering.npti import NPTI as NPTI
     from .steering.random_direction import RandomDirection as RandomDirection
+    from .steering.scav import SCAV as SCAV
     from .values import VALUES as VALUES
     from .vectors import ValueVectors as ValueVectors
 
@@ -53,10 +62,17 @@ _HOME = {
     "Base": "steering.base",
     "CAA": "steering.caa",
     "ConVA": "steering.conva",
+    "CosineGate": "gates",
+    "DPNLE": "steering.dpnle",
+    "DetectorGate": "gates",
     "ICA": "steering.ica",
+    "LAPE": "steering.lape",
+    "NPTI": "steering.npti",
+    "NeVA": "steering.neva",
     "ProbeGate": "gates",
     "Probes": "probes",
     "RandomDirection": "steering.random_direction",
+    "SCAV": "steering.scav",
     "VALUES": "values",
     "ValueVectors": "vectors",
     "WorkbenchError": "errors",
@@ -68,6 +84,7 @@ _HOME = {
     "fit_probes": "probes",
     "generate": "generate",
     "human_reference": "geometry",
+    "load_classifier": "gates",
     "load_labelled": "labelled",
     "load_model": "models",
     "load_negative_prompts": "prompts",
@@ -75,6 +92,7 @@ _HOME = {
     "load_questions": "prompts",
     "load_unrelated": "prompts",
     "open_activations": "activations",
+    "select_neurons": "neurons",
 }
 _MODULES = ("evaluation", "figures", "panels")
 

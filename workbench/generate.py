@@ -9,14 +9,15 @@ import hashlib
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 
 from .errors import WorkbenchError
-from .models import Model
+from .models import Model, Prompt, question
 from .steering.intervention import Intervention
 from .steering.run import Run
 from .steering.session import Session
@@ -24,25 +25,30 @@ from .steering.session import Session
 
 def generate(
     model: Model,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     steer: Intervention | Sequence[Intervention] | None = None,
     max_new_tokens: int = 60,
     temperature: float = 0.0,
     seed: int = 0,
     stream: bool = False,
     return_trace: bool = False,
+    kl: bool = False,
     batch_size: int = 32,
     chat: bool = True,
     instruction: str | None = None,
 ) -> Any:
     """Answers to prompts: list[str], in their order.
 
-    steer: an intervention, or several that apply in order. temperature: 0 decodes greedily. chat: render the
-    chat template, with `instruction` before each prompt in the user's turn. stream=True returns an iterator
-    that yields the list of all answers so far after each token; whoever stops iterating stops the generation,
-    and between tokens the model is not steered. return_trace=True returns (answers, trace), a table of what
-    the gate decided and what was changed, per row, layer and token (with several interventions, `method` says
-    whose).
+    A prompt is one question or a chat, [{"role": "user", "content": ...}, ...], whose last turn is the user's;
+    gates and shifts are read at the end of that turn, as the template writes it. steer: an intervention, or
+    several that apply in order. temperature: 0 decodes greedily. chat: render the chat template, with
+    `instruction` before each prompt in the user's (last) turn. stream=True returns an iterator that yields the
+    list of all answers so far after each token; whoever stops iterating stops the generation, and between tokens
+    the model is not steered. return_trace=True returns (answers, trace), a table of what the gate decided and
+    what was changed, per row, layer and token (with several interventions, `method` says whose). kl=True adds to
+    it `kl`: KL(steered || base), in nats, of the distribution of the token that follows `position`, from one
+    steered and one unsteered pass over prompt and answer; at temperature 1, and base is given the prompts as they
+    were asked. Methods that edit prompts get lines of their own for it.
 
     Raises WorkbenchError for settings that make no sense and for prompts that leave no room in the context.
     """
@@ -61,14 +67,21 @@ def generate(
             f"Steering by {other!r} was asked for.", allowed="interventions: ConVA(...), CAA(...), ..."
         )
 
+    if kl and (stream or not return_trace or model.active):
+        raise WorkbenchError(
+            "The divergence from the base model was asked for.",
+            found="a stream" if stream else "an intervention that is on already" if model.active else "no trace",
+            allowed="return_trace=True, whole answers, and no intervention but steer=",
+        )
+    prompts = bare = list(prompts)
+    questions = [question(prompt) for prompt in prompts]
     edits = []
     for method in steers:
-        prompts, edit = method.edit_prompts(list(prompts), model)
+        prompts, edit = method.edit_prompts(prompts, model)
         edits.append(edit)
-    prompts = list(prompts)
     ids = model.encode(prompts, chat=chat, instruction=instruction)
-    model.check_length(ids, prompts, room=1)
-    runs = [method.start(model, trace=return_trace) for method in steers]
+    model.check_length(ids, questions, room=1)
+    runs = [method.start(model, trace=return_trace, questions=questions) for method in steers]
     written: list[list[int]] = [[] for _ in ids]
     texts, sizes = [""] * len(ids), [0] * len(ids)
 
@@ -79,25 +92,36 @@ def generate(
         lengths = {row: len(ids[row]) + len(tokens) for row, tokens in enumerate(written)}
         return (list(texts), _trace(runs, edits, lengths)) if return_trace else list(texts)
 
-    steps = _speak(model, ids, written, runs, max_new_tokens, temperature, seed, batch_size)
+    speak = partial(_speak, model, ids, written, max_new_tokens, temperature, seed, batch_size)
     if stream:
-        return (report() for _ in steps)
-    for _ in steps:
-        pass
-    return report()
+        return (report() for _ in speak(runs))
+    with _on(model, runs):
+        for _ in speak():
+            pass
+    if not kl:
+        return report()
+    answers, trace = report()
+    unedited = ids if prompts == bare else model.encode(bare, chat=chat, instruction=instruction)
+    told = []
+    for first in range(0, len(ids), batch_size):
+        batch = slice(first, first + batch_size)
+        nats = _divergence(model, steers, unedited[batch], ids[batch], written[batch], questions[batch])
+        told += [(first + row, *at) for row, part in enumerate(nats) for at in part.items()]
+    divergence = pd.DataFrame(told, columns=["row", "position", "kl"])
+    return answers, trace.merge(divergence, how="outer", on=["row", "position"]) if steers else divergence
 
 
 def _speak(
     model: Model,
     ids: list[list[int]],
     written: list[list[int]],
-    runs: list[Run],
     max_new_tokens: int,
     temperature: float,
     seed: int,
     batch_size: int,
+    runs: Sequence[Run] = (),
 ) -> Iterator[None]:
-    """Writes the tokens of all answers, batch by batch, and pauses after each token."""
+    """Writes the tokens of all answers, batch by batch, and pauses after each token; `runs` are on between pauses."""
     cut = False
     for first in range(0, len(ids), batch_size):
         rows = range(first, min(first + batch_size, len(ids)))
@@ -134,23 +158,20 @@ def _ended(model: Model, written: list[int], prompt: int, max_new_tokens: int) -
 def _decode(
     model: Model,
     ids: list[list[int]],
-    runs: list[Run],
+    runs: Sequence[Run],
     temperature: float,
     draws: list[torch.Generator] | None,
 ) -> Iterator[list[int]]:
-    """Next token of every row, without end: the cached loop. Interventions are on only inside its passes."""
+    """Next token of every row, without end: the cached loop. `runs` are on only inside its passes."""
     from transformers import DynamicCache
 
-    session, cache = Session.of(model), DynamicCache(config=model.twin.config)
-    step, mask = model.pad(ids, side="left")
-    extra = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.twin.forward).parameters else {}
+    cache, (step, mask) = DynamicCache(config=model.twin.config), model.pad(ids, side="left")
+    given = {"past_key_values": cache, "use_cache": True, **_keep(model, 1)}
     while True:
         positions = (mask.cumsum(1) - 1).clamp(0, model.context - 1)[:, -step.shape[1] :]
-        with ExitStack() as steered:
-            for run in runs:
-                steered.enter_context(session.on(run))
-            given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, **extra}
-            logits = model.speaker(input_ids=step, use_cache=True, **given).logits[:, -1].float()
+        with _on(model, runs):
+            said = model.speaker(input_ids=step, attention_mask=mask, position_ids=positions, **given)
+        logits = said.logits[:, -1].float()
         if not bool(torch.isfinite(logits.amax(1)).all()):
             raise WorkbenchError(
                 "The next token was asked for.",
@@ -161,6 +182,52 @@ def _decode(
         yield chosen.tolist()
         step = chosen[:, None].to(mask.device)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+
+
+def _keep(model: Model, last: int) -> dict[str, int]:
+    """Asks for the logits of the last tokens only, of models that know how."""
+    return {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model.twin.forward).parameters else {}
+
+
+@contextmanager
+def _on(model: Model, runs: Sequence[Run]) -> Iterator[None]:
+    """Inside, all runs are on, in their order."""
+    with ExitStack() as steered:
+        for run in runs:
+            steered.enter_context(Session.of(model).on(run))
+        yield
+
+
+@torch.no_grad()
+def _divergence(
+    model: Model,
+    steers: Sequence[Intervention],
+    bare: list[list[int]],
+    ids: list[list[int]],
+    written: list[list[int]],
+    questions: list[str],
+) -> list[dict[int, float]]:
+    """KL(steered || base), nats, for each row: position of the token that produces an answer's token -> KL there.
+
+    bare, ids: the prompts of the base and the steered model; both read the same answers.
+    """
+
+    def words(prompts: list[list[int]], runs: Sequence[Run]) -> torch.Tensor:
+        rows = [prompt + answer[:-1] for prompt, answer in zip(prompts, written, strict=True)]
+        step, mask = model.pad(rows, side="left")
+        positions, keep = (mask.cumsum(1) - 1).clamp(min=0), max(map(len, written))
+        given = {"attention_mask": mask, "position_ids": positions, "use_cache": False, **_keep(model, keep)}
+        with _on(model, runs):
+            return model.speaker(input_ids=step, **given).logits[:, -keep:].float().log_softmax(-1)
+
+    runs = [method.start(model, prompt_lengths=[*map(len, ids)], questions=questions) for method in steers]
+    base, steered = words(bare, ()), words(ids, runs)
+    p = steered.exp()
+    nats = torch.where(p > 0, p * (steered - base), 0.0).sum(-1).clamp(min=0)
+    return [
+        dict(enumerate(row[len(row) - len(answer) :].tolist(), start=len(prompt) - 1))
+        for row, answer, prompt in zip(nats, written, ids, strict=True)
+    ]
 
 
 def _sample(logits: torch.Tensor, draws: list[torch.Generator]) -> torch.Tensor:

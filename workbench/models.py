@@ -9,7 +9,7 @@ at load proves that both agree.
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -24,6 +24,8 @@ from .errors import WorkbenchError
 from .prompts import published_instruction
 from .values import check_value
 
+Prompt = str | Sequence[Mapping[str, str]]
+"""One question, or a chat: turns {"role", "content"}, the last one the user's."""
 ENGINES = ("huggingface", "transformer-lens")
 HASH_WHOLE = 1 << 28  # bytes up to which the fingerprint reads everything
 
@@ -116,16 +118,19 @@ class Model:
                                  allowed=f"0 to {self.n_layers - 1}")
         return chosen
 
-    def render(self, prompts: Iterable[str], instruction: str | None = None) -> list[str]:
+    def render(self, prompts: Iterable[Prompt], instruction: str | None = None) -> list[str]:
         """Prompts as the model's chat template writes them, up to where its answer starts.
 
-        The instruction stands before the prompt, in the user's turn. A model without template reads raw text.
+        A prompt is one question, or a chat whose last turn is the user's. The instruction stands before what is
+        asked last. A model without template reads raw text, and no chat of several turns.
         """
-        turns = [f"{instruction} {prompt}" if instruction else prompt for prompt in prompts]
+        chats = [instructed(prompt, instruction) for prompt in prompts]
         if not self.has_chat_template:
-            return turns
+            if not all(isinstance(chat, str) for chat in chats):
+                raise WorkbenchError(f"A chat with {self.name} was asked for.", found="a model without chat template")
+            return [str(chat) for chat in chats]
         write = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-        return [str(write([{"role": "user", "content": turn}])) for turn in turns]
+        return [str(write([{"role": "user", "content": c}] if isinstance(c, str) else c)) for c in chats]
 
     def random_twin(self, seed: int = 0) -> "Model":
         """The same architecture and tokenizer with the weights that a training would start from.
@@ -135,7 +140,7 @@ class Model:
         return load_model(**{**self.source, "random_weights": seed})
 
     def encode(
-        self, texts: Iterable[str], chat: bool = False, instruction: str | None = None
+        self, texts: Iterable[Prompt], chat: bool = False, instruction: str | None = None
     ) -> list[list[int]]:
         """Token ids of each text, unpadded; `chat=True` renders the chat template first.
 
@@ -147,7 +152,7 @@ class Model:
         if chat:
             texts = self.render(texts, instruction)
         elif instruction:
-            texts = [f"{instruction} {text}" for text in texts]
+            texts = [instructed(text, instruction) for text in texts]
         # Special tokens by hand: a template that writes its own BOS would be given a second one, and some
         # tokenizers append an EOS, which would be read as the last token.
         rows = [list(self.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
@@ -241,6 +246,27 @@ class Model:
             "template": hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else "",
             **{library: version(library) for library in ("torch", "transformers", "transformer-lens")},
         }
+
+
+def question(prompt: Prompt) -> str:
+    """What a prompt asks: itself, or the content of a chat's last turn. WorkbenchError for anything else."""
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        turns = [(turn["role"], turn["content"]) for turn in prompt]
+    except (TypeError, KeyError):
+        turns = []
+    if not turns or turns[-1][0] != "user" or not all(isinstance(part, str) for turn in turns for part in turn):
+        raise WorkbenchError("An answer to a chat was asked for.", found=repr(prompt)[:80],
+                             allowed="turns {'role': ..., 'content': ...}, both texts, the last one the user's")
+    return turns[-1][1]
+
+
+def instructed(prompt: Prompt, instruction: str | None) -> Prompt:
+    """The prompt with an instruction, if there is one, before what it asks last."""
+    asked = question(prompt)
+    told = f"{instruction} {asked}" if instruction else asked
+    return told if isinstance(prompt, str) else [*prompt[:-1], {"role": "user", "content": told}]
 
 
 def residual(output: Any) -> torch.Tensor:

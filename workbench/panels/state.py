@@ -161,7 +161,7 @@ class SteeringState(t.HasTraits):
                                      do="Leave its context first.")  # fmt: skip
             if self._read is None or self._read[0] != self.prompt:
                 self._read = self.prompt, self._probabilities()
-            with steer.on(self.model, trace=True) as run:
+            with steer.on(self.model, trace=True, questions=[self.prompt]) as run:
                 after = self._probabilities()
             decided = run.trace.iloc[0]
             self.score = None if math.isnan(decided["gate"]) else float(decided["gate"])

@@ -3,8 +3,15 @@
 from .base import Base
 from .caa import CAA
 from .conva import ConVA
+from .dpnle import DPNLE
 from .ica import ICA
 from .intervention import Intervention
+from .lape import LAPE
+from .neva import NeVA
+from .npti import NPTI
 from .random_direction import RandomDirection
+from .scav import SCAV
 
-__all__ = ["CAA", "ICA", "Base", "ConVA", "Intervention", "RandomDirection"]
+__all__ = [
+    "CAA", "DPNLE", "ICA", "LAPE", "NPTI", "SCAV", "Base", "ConVA", "Intervention", "NeVA", "RandomDirection",
+]  # fmt: skip

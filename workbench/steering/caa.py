@@ -10,7 +10,7 @@ the same at every prompt: nothing depends on the state, so nothing is exact eith
 Released ConVA baselines take .05 to .6 over layers 10-25 of 32; at 1 the text usually breaks. `layers`: None
 takes `Probes.choose_layers`. `gate`: None steers everyone. `scope`: "all" adds at every token, prompt and
 answer (the baseline of Jin et al.), "generated" from the last prompt token on (Rimsky et al. add after the
-prompt's end).
+prompt's end). `window`: only these answer tokens.
 
 **Source.** Rimsky et al., ACL 2024, arXiv 2312.06681.
 """
@@ -37,6 +37,7 @@ class CAA(ProbeMethod):
     layers: Iterable[int] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     gate: Gate | None = None
     scope: str = "all"
+    window: tuple[int, int | None] | None = None
 
     def __post_init__(self):
         if self.probes.method != "mean_difference":

@@ -1,6 +1,6 @@
 """ICA: in-context alignment, asking the model to have the value.
 
-**Rule.** The instruction `model.instruct(value, level)` is put before the question in the user's turn.
+**Rule.** The instruction `model.instruct(value, level)` is put before the question in the user's last turn.
 Nothing inside the model changes.
 
 **Parameters.** `level`: "high", or "low" for the negative prompt of Jin et al. `gate`: edits only prompts for
@@ -18,10 +18,10 @@ import pandas as pd
 
 from ..errors import WorkbenchError
 from ..gates import Gate
-from ..models import Model
+from ..models import Model, Prompt, instructed, question
 from ..values import check_value
 from .intervention import Intervention
-from .run import TRACE
+from .trace import TRACE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,15 +46,15 @@ class ICA(Intervention):
                 found="no model, whose wording is needed",
                 do="Pass it: edit_prompt(question, model).",
             )
-        return self.edit_prompts([question], model)[0][0]
+        return str(self.edit_prompts([question], model)[0][0])
 
-    def edit_prompts(self, questions: Sequence[str], model: Model) -> tuple[list[str], pd.DataFrame]:
+    def edit_prompts(self, prompts: Sequence[Prompt], model: Model) -> tuple[list[Prompt], pd.DataFrame]:
         self.check(model)
-        instruction = model.instruct(self.value, self.level)
-        scores = [float("nan")] * len(questions) if self.gate is None else self.gate.scores(questions)
-        opened = [True] * len(questions) if self.gate is None else self.gate.opens(questions)
-        edited = [f"{instruction} {q}" if opens else q for q, opens in zip(questions, opened, strict=True)]
-        trace = pd.DataFrame({"row": range(len(questions)), "gate": scores, "open": opened}).reindex(
+        instruction, asked = model.instruct(self.value, self.level), [question(prompt) for prompt in prompts]
+        scores = [float("nan")] * len(prompts) if self.gate is None else self.gate.scores(asked)
+        opened = [True] * len(prompts) if self.gate is None else self.gate.opens(asked)
+        edited = [instructed(p, instruction) if opens else p for p, opens in zip(prompts, opened, strict=True)]
+        trace = pd.DataFrame({"row": range(len(prompts)), "gate": scores, "open": opened}).reindex(
             columns=list(TRACE)
         )
         return edited, trace

@@ -1,8 +1,8 @@
 """What a steering method is: a frozen value with two pure functions, and the context in which it is on.
 
-A method says *where* (`layers`), *who* (`gate`), *which tokens* (`scope`) and, as a pure function of the
-residual stream, *what*: `shift(layer, e)`. Everything else, hooks, read positions, caches and traces, is the
-same for all methods and lives in `run.py`.
+A method says *where* (`layers`, `site`), *who* (`gate`), *which tokens* (`scope`, `window`) and, as a pure
+function of the state there, *what*: `shift(layer, e)`. Everything else, hooks, read positions, caches and
+traces, is the same for all methods and lives in `run.py`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +17,13 @@ import torch
 
 from ..errors import WorkbenchError
 from ..gates import Gate, unpack_gate
-from ..models import Model
+from ..models import Model, Prompt
+from ..neurons import Neurons
 from ..probes import Probes
 from ..probes.files import load_arrays, save_arrays
-from .run import TRACE, Run
+from .run import Run
 from .session import Session
+from .trace import TRACE
 
 SCOPES = ("all", "generated", "token")
 
@@ -29,20 +31,27 @@ SCOPES = ("all", "generated", "token")
 class Intervention:
     """A steering method with its settings. Subclasses are frozen dataclasses, one file each.
 
-    layers: blocks whose output is changed. gate: who is steered, None for everyone. scope:
+    layers: blocks that are changed. site: what of them, "residual", the block's output (d_model), or "neurons", the
+    MLP's hidden activations (d_mlp), as they enter the down projection. gate: who is steered, None for everyone; a
+    gate with `per_token` decides anew at each token from the last prompt token on. scope:
 
     - "all": one shift per prompt and layer, read at the last prompt token, added at every token, prompt and
       answer;
     - "generated": the same shift, added from the last prompt token on (which produces the first answer
       token);
     - "token": the shift is computed anew at each token, from the last prompt token on.
+
+    window: with "generated" and "token", only the answer's tokens first up to last (left out; None: to the end) are
+    steered in the making; token 0 is the one that the last prompt token produces.
     """
 
     name: ClassVar[str]
     registry: ClassVar[dict[str, type["Intervention"]]] = {}
+    site: ClassVar[str] = "residual"
     layers: tuple[int, ...] = ()
     gate: Gate | None = None
     scope: str = "all"
+    window: tuple[int, int | None] | None = None
     matched: "Intervention | None" = None
     """Another method whose shift, found in a pass of its own, sets this one's (see `RandomDirection`)."""
 
@@ -51,12 +60,17 @@ class Intervention:
         if not abstract:
             Intervention.registry[cls.__name__] = cls
 
+    def edits_before(self, layer: int) -> bool:
+        """Whether the residual stream after a block is another where this method is on."""
+        return any(own < layer + (self.site == "neurons") for own in self.layers)
+
     # -- what a method defines -------------------------------------------------------------------------------
 
     def shift(self, layer: int, e: torch.Tensor) -> torch.Tensor:
         """What is added to residuals e (..., d_model), float32, at one layer: same shape; exact zeros for nothing.
 
-        Here nothing is added, as methods that only edit the prompt do; one with layers must define it (`check`).
+        At site "neurons" e is what the down projection is given, (..., d_mlp). Here nothing is added, as methods
+        that only edit the prompt do; one with layers must define it (`check`).
         """
         return torch.zeros_like(e)
 
@@ -65,39 +79,54 @@ class Intervention:
         return shift
 
     def probability(self, layer: int, e: torch.Tensor) -> torch.Tensor | None:
-        """P_V (...) of residuals, for the trace; None for methods without a probe."""
+        """P_V (...) of residuals (or activations), for the trace; None for methods without a probe."""
         return None
 
     def edit_prompt(self, question: str, model: Model | None = None) -> str:
         """The prompt that is asked instead of this question; only prompting methods change it."""
         return question
 
-    def edit_prompts(self, questions: Sequence[str], model: Model) -> tuple[list[str], pd.DataFrame]:
+    def edit_prompts(self, prompts: Sequence[Prompt], model: Model) -> tuple[list[Prompt], pd.DataFrame]:
         """All prompts, and a trace of what the gate decided for those that were edited."""
-        return list(questions), pd.DataFrame(columns=list(TRACE))
+        return list(prompts), pd.DataFrame(columns=list(TRACE))
 
     # -- what every method can do ----------------------------------------------------------------------------
 
     @contextmanager
-    def on(self, model: Model, trace: bool = False, prompt_lengths: Sequence[int] | None = None) -> Iterator[Run]:
+    def on(
+        self,
+        model: Model,
+        trace: bool = False,
+        prompt_lengths: Sequence[int] | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> Iterator[Run]:
         """Inside, whatever the model runs is steered; leaving restores its logits bit for bit, errors or not.
 
         prompt_lengths: prompt tokens of each row (pads not counted) where the input holds prompt and answer;
         without it the prompt ends at the last real token of a pass, and at the last input token of a
-        `generate`. Interventions that are on together apply in the order in which they were switched on;
-        `model.active` lists them. With `trace=True`, `run.trace` tells gate, P_V and eps per prompt, token
-        and layer. A prompt is one pass: prefill in pieces is not supported.
+        `generate`. questions: what each row asks, for a gate that reads text. Interventions that are on together
+        apply in the order in which they were switched on; `model.active` lists them. With `trace=True`,
+        `run.trace` tells gate, P_V and eps per prompt, token and layer. A prompt is one pass: prefill in pieces is
+        not supported.
         """
-        with Session.of(model).on(self.start(model, trace, prompt_lengths)) as run:
+        with Session.of(model).on(self.start(model, trace, prompt_lengths, questions)) as run:
             yield run
 
-    def start(self, model: Model, trace: bool = False, prompt_lengths: Sequence[int] | None = None) -> Run:
+    def start(
+        self,
+        model: Model,
+        trace: bool = False,
+        prompt_lengths: Sequence[int] | None = None,
+        questions: Sequence[str] | None = None,
+    ) -> Run:
         """A run that is not on yet, for callers that switch it on pass by pass with `Session.on`."""
         self.check(model)
-        return Run(self, model, trace, prompt_lengths)
+        return Run(self, model, trace, prompt_lengths, questions)
 
     def check(self, model: Model) -> None:
-        """WorkbenchError unless this intervention belongs to the model: weights of probes and gate, layers."""
+        """WorkbenchError unless this intervention belongs to the model (weights of probes and gate, layers) and its
+        window and its gate fit its scope.
+        """
         if self.layers and type(self).shift is Intervention.shift:
             raise WorkbenchError(
                 f"{self.name} was to steer layers {_ranges(self.layers)}.",
@@ -105,14 +134,38 @@ class Intervention:
                 do="Define shift(layer, e) in its class.",
             )
         for part in self._parts().values():
-            if isinstance(part, Probes | Gate | Intervention):
+            if isinstance(part, Probes | Gate | Neurons | Intervention):
                 part.check(model)
         if self.layers:
             model.check_layers(self.layers)
+        for layer in self.layers if self.site == "neurons" else ():
+            model.neurons(layer)
+        self._check_window()
+        if self.gate is not None and self.gate.per_token:
+            read = self.gate.layer
+            if self.scope == "all" or read is None or self.edits_before(read):
+                raise WorkbenchError(
+                    f"{self} was to ask its gate about each token.",
+                    found=f"scope {self.scope!r}, a gate that reads layer {read}, layers {_ranges(self.layers)}",
+                    allowed="scopes 'generated' and 'token', and a gate that reads before the first edit",
+                )
+
+    def _check_window(self) -> None:
+        if self.window is None:
+            return
+        first, end = self.window
+        if self.scope == "all" or first < 0 or (end is not None and end <= first):
+            raise WorkbenchError(
+                f"{self} was asked for.",
+                found=f"window {self.window} with scope {self.scope!r}",
+                allowed="(first, last) answer tokens, 0 <= first < last or None, with scope 'generated' or 'token'",
+            )
 
     def __repr__(self) -> str:
         shown = []
         for name, part in self._parts().items():
+            if name == "window" and part is None:
+                continue
             if name == "layers":
                 shown.append(f"layers {_ranges(self.layers)}")
             elif name != "probes":
@@ -133,7 +186,7 @@ class Intervention:
         arrays: dict[str, np.ndarray] = {}
         meta: dict[str, Any] = {"method": self.name}
         for name, part in self._parts().items():
-            if isinstance(part, Probes | Gate | Intervention):
+            if isinstance(part, Probes | Gate | Neurons | Intervention):
                 inner, meta[name] = part.pack()
                 arrays.update({f"{name}.{key}": array for key, array in inner.items()})
             else:
@@ -150,9 +203,10 @@ class Intervention:
                 inner = {
                     key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")
                 }
-                rebuild = {"gate": unpack_gate, "probes": Probes.unpack}.get(name, Intervention.unpack)
+                rebuild = {"gate": unpack_gate, "probes": Probes.unpack, "neurons": Neurons.unpack}
+                rebuild = rebuild.get(name, Intervention.unpack)
                 part = rebuild(inner, part, model)
-            settings[name] = part
+            settings[name] = tuple(part) if name == "window" and part is not None else part
         if meta.get("method") not in Intervention.registry:
             raise WorkbenchError(
                 f"An intervention {meta.get('method')!r} was to be read.",

@@ -1,6 +1,7 @@
 """What a forward pass was given: prompt and padding, cached and new. What is fixed at a prompt."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,30 +21,47 @@ class Prompt:
     first_row: int  # number of this batch's first row among all rows of the run
     end: int  # columns up to the last prompt token of all rows
     padded: bool = False
-    score: torch.Tensor | None = None  # of the gate
+    score: torch.Tensor | None = None  # of the gate; stays None where the gate decides per token
     open: torch.Tensor | None = None
-    shift: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (row, d_model)
+    shift: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (row, d), float32
+    added: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (row, 1, d), as the model adds it
     columns: int = 0  # of the cache, as this context has seen it grow
     traced: torch.Tensor | int = 0  # real tokens of each row that are in the trace already
 
 
 @dataclass(eq=False)
 class Pass:
-    """One forward pass: its real tokens, their numbers in their rows, and what was in the cache before."""
+    """One forward pass: its real tokens, their numbers in their rows, and what was in the cache before.
+
+    gated: scores of a gate that decides per token, and which it opens for, both (row, column). where: which tokens
+    of the pass an intervention changes (row, column), and whether that is none of them, some or all.
+    """
 
     arguments: dict[str, Any]
     ids: torch.Tensor | None  # (row, column)
-    real: torch.Tensor  # (row, column) bool
-    index: torch.Tensor  # (row, column): number of the token in its row, pads not counted
+    full: torch.Tensor  # (row, cached and new column) bool: real tokens
     past: int  # columns in the cache
     masked: bool  # an attention mask was given
     cache: Any = None
     prompts: dict["Run", Prompt] = field(default_factory=dict)
-    fired: dict[int, int] = field(default_factory=dict)
+    fired: set[tuple[str, int]] = field(default_factory=set)
+    gated: dict["Run", tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    where: dict["Run", tuple[torch.Tensor, str]] = field(default_factory=dict)
+    sums: list[tuple["Run", int, torch.Tensor]] = field(default_factory=list)  # of shifts, layer by layer
 
     @property
     def rows(self) -> int:
-        return len(self.real)
+        return len(self.full)
+
+    @cached_property
+    def real(self) -> torch.Tensor:
+        """(row, column) bool"""
+        return self.full[:, self.past :]
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """(row, column): number of the token in its row, pads not counted"""
+        return (self.full.cumsum(1) - 1)[:, self.past :]
 
     def last(self, lengths: torch.Tensor) -> torch.Tensor:
         """Where the last prompt token of each row is (row, column), one per row, given prompt lengths."""
@@ -66,10 +84,8 @@ def read_pass(arguments: dict[str, Any], model: Model, first_of_call: bool = Fal
         )
     if ids is not None and past == 0 and (mask is None or (first_of_call and bool(mask.all()))):
         _refuse_pads(ids, model)
-    everything = torch.ones(shape[0], past + shape[1], dtype=torch.bool, device=device)
-    full = everything if mask is None else mask.bool()
-    index = full.cumsum(1) - 1
-    return Pass(arguments, ids, full[:, past:], index[:, past:], past, mask is not None, cache)
+    full = mask.bool() if mask is not None else torch.ones(shape[0], past + shape[1], dtype=torch.bool, device=device)
+    return Pass(arguments, ids, full, past, mask is not None, cache)
 
 
 def _refuse_pads(ids: torch.Tensor, model: Model) -> None:

@@ -6,26 +6,27 @@ would add a shift s, this adds |s| r_l. For a method whose shift depends on the 
 earlier random shifts do not lengthen later ones. With scope "token" they follow the rule at the state that
 the random shifts produced.
 
-**Parameters.** `of`: the intervention to be matched; its layers, gate and scope are taken over. `seed`: the
-directions.
+**Parameters.** `of`: the intervention to be matched; its layers, site, gate, scope and window are taken
+over. `seed`: the directions.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from .intervention import Intervention, ProbeMethod
+from .intervention import Intervention
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RandomDirection(Intervention):
     """A norm-matched random direction in place of another method's; see the module's page."""
 
-    of: ProbeMethod
+    of: Intervention
     seed: int = 0
 
     def __post_init__(self):
-        self._set(layers=self.of.layers, gate=self.of.gate, scope=self.of.scope, matched=self.of, _directions={})
+        taken = {name: getattr(self.of, name) for name in ("layers", "gate", "scope", "site", "window")}
+        self._set(**taken, matched=self.of, _directions={})
 
     def direction(self, layer: int, like: torch.Tensor) -> torch.Tensor:
         """The unit vector of a layer."""

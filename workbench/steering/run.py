@@ -2,20 +2,19 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 
 from ..errors import WorkbenchError
 from ..models import Model
 from .passes import Pass, Prompt
+from .trace import Trace, dataset
 
 if TYPE_CHECKING:
     from .intervention import Intervention
-
-TRACE = ("row", "layer", "position", "token", "gate", "open", "p_before", "p_after", "eps")
 
 
 class Run:
@@ -27,13 +26,15 @@ class Run:
         model: Model,
         trace: bool = False,
         prompt_lengths: Sequence[int] | None = None,
+        questions: Sequence[str] | None = None,
     ):
-        self.steer, self.model = steer, model
+        self.steer, self.model, self.questions = steer, model, questions
         self.lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths, dtype=torch.long)
         self.gate_layer = None if steer.gate is None else steer.gate.layer
+        self.per_token = steer.gate is not None and steer.gate.per_token
         self.fired = dict.fromkeys(steer.layers, 0)
         self.rows = 0
-        self._records: list[dict[str, Any]] | None = [] if trace else None
+        self._trace = Trace() if trace else None
         self._caches: weakref.WeakKeyDictionary[Any, Prompt] = weakref.WeakKeyDictionary()
         self._held: tuple[object, Prompt] | None = None
 
@@ -105,14 +106,38 @@ class Run:
 
     @torch.no_grad()
     def decide(self, now: Pass, hidden: torch.Tensor | None = None) -> None:
-        """Ask the gate; `hidden` is the unsteered residual at its layer."""
+        """Ask the gate about each prompt, or each token; `hidden` is the unsteered residual at its layer."""
         prompt, gate = now.prompts[self], self.steer.gate
+        if self.per_token:
+            assert gate is not None and hidden is not None
+            tokens = self._tokens(now).to(hidden.device)
+            score = torch.full(tokens.shape, float("nan"), device=hidden.device)
+            opened = torch.zeros_like(tokens)
+            score[tokens] = found = gate.score(hidden[tokens].float())
+            opened[tokens] = gate.decide(found)
+            now.gated[self] = score, opened
+            return
         if gate is None:
             prompt.score = torch.full((now.rows,), float("nan"))
             prompt.open = torch.ones(now.rows, dtype=torch.bool)
             return
-        prompt.score = gate.score(torch.zeros(now.rows, 1) if hidden is None else self._read(now, hidden))
+        if gate.reads == "text":
+            prompt.score = self._asked(prompt.first_row, now.rows)
+        else:
+            prompt.score = gate.score(torch.zeros(now.rows, 1) if hidden is None else self._read(now, hidden))
         prompt.open = gate.decide(prompt.score)
+
+    def _asked(self, first: int, rows: int) -> torch.Tensor:
+        """Scores (row) of a gate that reads the question's text."""
+        gate, questions = self.steer.gate, (self.questions or ())[first : first + rows]
+        assert gate is not None
+        if len(questions) != rows:
+            raise WorkbenchError(
+                f"{gate} was to decide about rows {first} to {first + rows - 1}.",
+                found=f"{len(self.questions or ())} questions, where it reads the text of each",
+                do="Use generate(model, prompts, steer=...), or .on(model, questions=[one for each row]).",
+            )
+        return torch.as_tensor(gate.scores(questions))
 
     def _read(self, now: Pass, hidden: torch.Tensor) -> torch.Tensor:
         """Residuals (row, d_model), float32, at the last prompt token of each row of a prefill."""
@@ -120,50 +145,90 @@ class Run:
 
     # -- editing ---------------------------------------------------------------------------------------------
 
+    def _tokens(self, now: Pass) -> torch.Tensor:
+        """Tokens of the pass that the scope names (row, column), whoever the gate opens for."""
+        if self.steer.scope == "all":
+            return now.real
+        answer = now.index - (now.prompts[self].lengths.to(now.real.device)[:, None] - 1)  # 0: last prompt token
+        first, end = self.steer.window or (0, None)
+        return now.real & (answer >= first) & (answer < end if end is not None else True)
+
+    def _where(self, now: Pass, device: torch.device) -> tuple[torch.Tensor, str]:
+        """Tokens of the pass that are changed (row, column): "none" of them, "some" or "all"."""
+        if self not in now.where:
+            prompt = now.prompts[self]
+            opened = now.gated[self][1] if prompt.open is None else prompt.open[:, None].to(device)
+            where = self._tokens(now).to(device) & opened
+            now.where[self] = where, "all" if bool(where.all()) else "some" if bool(where.any()) else "none"
+        return now.where[self]
+
     def edit(self, layer: int, hidden: torch.Tensor, now: Pass) -> torch.Tensor:
-        """The residual stream (row, column, d_model) after this intervention's edit at one layer: always a
-        new tensor.
+        """Residuals, or neurons, (row, column, d) after this intervention's edit at one layer: a new tensor, or
+        `hidden` itself where nothing is to be changed.
         """
         self.fired[layer] += 1
-        prompt, steer, device = now.prompts[self], self.steer, hidden.device
-        assert prompt.open is not None
-        real, index = now.real.to(device), now.index.to(device)
-        steered = real & (index >= prompt.lengths.to(device)[:, None] - 1)  # from the last prompt token on
-        reported = steered
-        with torch.no_grad():
-            if steer.scope == "token":
-                shift = torch.zeros(hidden.shape, device=device)
-                shift[steered] = steer.shift(layer, hidden[steered].float())
-            else:
-                if layer not in prompt.shift:
-                    prompt.shift[layer] = steer.shift(layer, self._read(now, hidden))
-                shift = prompt.shift[layer][:, None]
-                steered = real if steer.scope == "all" else steered
-            if not bool(torch.isfinite(shift).all()):
-                raise WorkbenchError(
-                    f"{steer} was to steer layer {layer}.",
-                    found="NaN or inf in the residual stream or the shift",
-                    do="Load the model with dtype='float32', or look at what was steered before.",
-                )
-            steered = steered & prompt.open.to(device)[:, None] & (shift != 0).any(-1)
-        # `where`, so that a row that is not steered keeps its bits.
-        edited = torch.where(steered[..., None], hidden + shift.to(hidden.dtype), hidden)
-        if self._records is not None:
-            self._record(
-                layer,
-                now,
-                prompt,
-                reported & (now.index >= prompt.traced).to(device),
-                hidden,
-                edited,
-                shift,
-                steered,
-            )
+        prompt, steer = now.prompts[self], self.steer
+        lengths = None
+        if steer.scope == "token":
+            where, share = self._where(now, hidden.device)
+            if share != "none":
+                at = slice(None) if share == "all" else where
+                with torch.no_grad():
+                    shift = steer.shift(layer, hidden[at].float())
+                    now.sums.append((self, layer, shift.sum()))  # looked at when the pass ends, all at once
+                if self._trace is not None:
+                    lengths = torch.zeros(where.shape, device=hidden.device)
+                    lengths[at] = shift.norm(dim=-1)
+        else:
+            if layer not in prompt.added:
+                self._fix(layer, hidden, now)
+            where, share = self._where(now, hidden.device)
+            at, shift = slice(None), prompt.added[layer]
+            if self._trace is not None:
+                lengths = prompt.shift[layer].norm(dim=-1, keepdim=True).expand(where.shape)
+        # Tokens that are not steered keep their bits: -0.0 is what changes no number when it is added.
+        if share == "none":
+            edited = hidden
+        elif steer.scope != "token":
+            edited = hidden + shift if share == "all" else torch.where(where[..., None], hidden + shift, hidden)
+        elif share == "all":
+            edited = hidden + _neutral(shift).to(hidden.dtype)
+        else:
+            edited = hidden.index_put((where,), hidden[where] + _neutral(shift).to(hidden.dtype))
+        if self._trace is not None:
+            self._record(layer, now, hidden, edited, lengths)
         return edited
+
+    @torch.no_grad()
+    def _fix(self, layer: int, hidden: torch.Tensor, now: Pass) -> None:
+        """What this prompt's rows are given at a layer, from here on: found at the last prompt token."""
+        prompt = now.prompts[self]
+        if layer not in prompt.shift:
+            e, opened = self._read(now, hidden), prompt.open.to(hidden.device)  # type: ignore[union-attr]
+            prompt.shift[layer] = torch.zeros_like(e)
+            if bool(opened.any()):  # a method may refuse a shift: not for rows that get none
+                prompt.shift[layer][opened] = self.steer.shift(layer, e[opened])
+        shift = prompt.shift[layer]
+        if not bool(torch.isfinite(shift).all()):
+            self._refuse_nan(layer)
+        prompt.added[layer] = _neutral(shift)[:, None].to(hidden)
+
+    def _refuse_nan(self, layer: int) -> NoReturn:
+        raise WorkbenchError(
+            f"{self.steer} was to steer layer {layer}.",
+            found="NaN or inf in the residual stream or the shift",
+            do="Load the model with dtype='float32', or look at what was steered before.",
+        )
 
     def close(self, now: Pass) -> None:
         """After a pass: no hook may have been missed; the cache now belongs to the prompt."""
-        if missed := [layer for layer in self.steer.layers if not now.fired.get(layer)]:
+        steer = self.steer
+        if sums := [(layer, total) for run, layer, total in now.sums if run is self]:
+            layers, totals = zip(*sums, strict=True)
+            broken = ~torch.isfinite(torch.stack([total.to(totals[0].device) for total in totals]))
+            if bool(broken.any()):
+                self._refuse_nan(layers[int(broken.nonzero()[0])])
+        if missed := [layer for layer in steer.layers if (steer.site, layer) not in now.fired]:
             raise WorkbenchError(
                 f"{self.steer} was on during a forward pass.",
                 found=f"its hooks at layers {missed} never fired",
@@ -171,7 +236,8 @@ class Run:
             )
         prompt = now.prompts[self]
         prompt.columns = now.past + now.real.shape[1]
-        prompt.traced = (now.index[:, -1:] + 1).clamp(min=prompt.traced)
+        if self._trace is not None:
+            prompt.traced = (now.index[:, -1:] + 1).clamp(min=prompt.traced)
         if now.cache is not None:
             self._caches[now.cache] = prompt
             vars(now.cache)["reorder_cache"] = _refuse_reordering
@@ -185,33 +251,33 @@ class Run:
 
     @torch.no_grad()
     def _record(
-        self,
-        layer: int,
-        now: Pass,
-        prompt: Prompt,
-        where: torch.Tensor,
-        before: torch.Tensor,
-        after: torch.Tensor,
-        shift: torch.Tensor,
-        steered: torch.Tensor,
+        self, layer: int, now: Pass, before: torch.Tensor, after: torch.Tensor, lengths: torch.Tensor | None
     ) -> None:
-        assert self._records is not None and prompt.score is not None and prompt.open is not None
-        rows, columns = (axis.cpu().numpy() for axis in where.nonzero(as_tuple=True))
-        p_before, p_after = (self.steer.probability(layer, hidden[where].float()) for hidden in (before, after))
-        eps = torch.where(steered, shift.norm(dim=-1), 0.0)[where]
-        nothing = np.full(len(rows), np.nan)
-        self._records.append(
-            {
-                "row": prompt.first_row + rows,
-                "layer": np.full(len(rows), layer),
-                "position": now.index.cpu().numpy()[rows, columns],
-                "token": np.full(len(rows), -1) if now.ids is None else now.ids.cpu().numpy()[rows, columns],
-                "gate": prompt.score.cpu().numpy()[rows],
-                "open": prompt.open.cpu().numpy()[rows],
-                "p_before": nothing if p_before is None else p_before.cpu().numpy(),
-                "p_after": nothing if p_after is None else p_after.cpu().numpy(),
-                "eps": eps.float().cpu().numpy(),
-            }
+        """Lines for the tokens from the last prompt token on; lengths (row, column) of the shifts, None for none."""
+        assert self._trace is not None
+        prompt, device = now.prompts[self], before.device
+        start = torch.as_tensor(prompt.lengths[:, None] - 1).clamp(min=prompt.traced)
+        tokens = (now.real & (now.index >= start)).to(device)
+        rows = tokens.nonzero()[:, 0]
+        was, is_now = before[tokens].float(), after[tokens].float()
+        if prompt.open is None:
+            score, opened = (gated[tokens] for gated in now.gated[self])
+        else:
+            assert prompt.score is not None
+            score, opened = (fixed.to(device)[rows] for fixed in (prompt.score, prompt.open))
+        # A push below the resolution of the dtype is none.
+        eps = was.new_zeros(len(was)) if lengths is None else torch.where((was != is_now).any(-1), lengths[tokens], 0)
+        self._trace.add(
+            prompt.first_row + rows,
+            layer=layer,
+            position=now.index.to(device)[tokens],
+            token=-1 if now.ids is None else now.ids.to(device)[tokens],
+            gate=score,
+            open=opened,
+            p_before=self.steer.probability(layer, was),
+            p_after=self.steer.probability(layer, is_now),
+            eps=eps,
+            share=eps / was.norm(dim=-1),
         )
 
     @property
@@ -219,21 +285,27 @@ class Run:
         """One line per row, token from the last prompt token on, and layer.
 
         row: number of the prompt among those run in this context. position: number of the token in its row,
-        pads not counted. gate: the gate's score, NaN without gate. p_before, p_after: the probe's P_V there,
-        NaN for methods without a probe. eps: length of the shift, in units of the residual stream.
+        pads not counted. gate: the gate's score, NaN without gate; of the prompt, or of the token where the gate
+        decides per token. p_before, p_after: the probe's P_V there, NaN for methods without a probe. eps: length of
+        the shift, in units of the residual stream (of the activations at site "neurons"), 0 where the edit changed
+        no bit. share: eps over the length of the residual (or activations) there.
         """
-        if self._records is None:
+        if self._trace is None:
             raise WorkbenchError(
                 "The trace of a run was asked for.",
                 found="it was switched on with trace=False",
                 do="Use .on(model, trace=True).",
             )
-        table = pd.DataFrame(
-            {name: np.concatenate([r[name] for r in self._records]) if self._records else [] for name in TRACE}
-        )
-        words = {token: self.model.tokenizer.decode([token]) for token in set(table["token"].tolist()) - {-1}}
-        table["token"] = [words.get(token, "") for token in table["token"].tolist()]
-        return table.sort_values(["row", "position", "layer"], kind="stable", ignore_index=True)
+        return self._trace.table({t: self.model.tokenizer.decode([t]) for t in self._trace.tokens() if t >= 0})
+
+    def dataset(self) -> xr.Dataset:
+        """The trace with axes (row, layer, position); `attrs["steer"]` says what was on."""
+        return dataset(self.trace).assign_attrs(steer=repr(self.steer))
+
+
+def _neutral(shift: torch.Tensor) -> torch.Tensor:
+    """The same numbers, zeros as -0.0: x + 0.0 would turn -0.0 into 0.0."""
+    return torch.where(shift == 0, -0.0, shift)
 
 
 def _refuse_reordering(*_: Any, **__: Any) -> None:

@@ -1,8 +1,8 @@
-"""How interventions reach the residual stream: the hooks of one model.
+"""How interventions reach the residual stream and the MLPs' neurons: the hooks of one model.
 
 One `Session` per model holds the hooks, on the twin and on the bridge, so that whatever runs is steered. It
 looks at every forward pass once (`Pass`) and lets each `Run`, one intervention that is on, edit the output of
-each block in the order in which the interventions were switched on.
+each block, or the input of its down projection, in the order in which the interventions were switched on.
 
 What is fixed at the prompt (gate, read position, shift) is a `Prompt`. It belongs to the key-value cache that
 the prompt's pass filled, so that interleaved generations do not mix, and a cache filled elsewhere is refused.
@@ -42,6 +42,7 @@ class Session:
         self._stacks: list[tuple[nn.Module, list[str], Sequence[nn.Module]]] = []
         self._now: Pass | None = None
         self._undo: list[Callable[[], Any]] = []
+        self._at_neurons: set[int] = set()  # layers whose MLP is hooked too
 
     @staticmethod
     def of(model: Model) -> "Session":
@@ -56,10 +57,12 @@ class Session:
         if not run.steer.layers:
             yield run
             return
-        if not self._undo:
-            self._hook()
-        self.runs.append(run)
         try:
+            if not self._undo:
+                self._hook()
+            if run.steer.site == "neurons":
+                self._hook_neurons(run.steer.layers)
+            self.runs.append(run)
             yield run
         finally:
             if run in self.runs:
@@ -78,35 +81,37 @@ class Session:
             ):
                 owner = _owner(root, held)
                 self._stacks.append((owner, list(inspect.signature(owner.forward).parameters), blocks))
-        try:
-            for owner, signature, blocks in self._stacks:
-                for handle in (
-                    owner.register_forward_pre_hook(self._before(signature), with_kwargs=True, prepend=True),
-                    owner.register_forward_hook(self._after),
-                    # First, so that every other hook sees the steered stream.
-                    *(
-                        block.register_forward_hook(self._block(layer), prepend=True)
-                        for layer, block in enumerate(blocks)
-                    ),
-                ):
-                    self._undo.append(handle.remove)
-            for module, name in (
-                (twin, "generate"),
-                (bridged, "generate"),
-                (bridge, "generate"),
-                (bridge, "hf_generate"),
+        for owner, signature, blocks in self._stacks:
+            for handle in (
+                owner.register_forward_pre_hook(self._before(signature), with_kwargs=True, prepend=True),
+                owner.register_forward_hook(self._after),
+                # First, so that every other hook sees the steered stream.
+                *(block.register_forward_hook(self._block(layer), prepend=True) for layer, block in enumerate(blocks)),
             ):
-                if name not in vars(module):
-                    vars(module)[name] = self._as_one_call(getattr(module, name))
-                    self._undo.append(partial(vars(module).pop, name, None))
-        except BaseException:
-            self._unhook()
-            raise
+                self._undo.append(handle.remove)
+        for module, name in (
+            (twin, "generate"),
+            (bridged, "generate"),
+            (bridge, "generate"),
+            (bridge, "hf_generate"),
+        ):
+            if name not in vars(module):
+                vars(module)[name] = self._as_one_call(getattr(module, name))
+                self._undo.append(partial(vars(module).pop, name, None))
+
+    def _hook_neurons(self, layers: Sequence[int]) -> None:
+        """Hooks where the MLPs' hidden activations enter the down projections, of twin and bridge."""
+        for layer in set(layers) - self._at_neurons:
+            self._at_neurons.add(layer)
+            for projection in (self.model.neurons(layer), self.model.bridge.blocks[layer].mlp.out):
+                handle = projection.register_forward_pre_hook(self._projection(layer), prepend=True)
+                self._undo.append(handle.remove)
 
     def _unhook(self) -> None:
         while self._undo:
             self._undo.pop()()
         self._now = None
+        self._at_neurons.clear()
 
     # -- hooks -----------------------------------------------------------------------------------------------
 
@@ -133,7 +138,13 @@ class Session:
         if prompt.open is None and read is None:
             run.decide(now)
         elif prompt.open is None and read is not None:
-            if any(layer < read for on in self.runs for layer in on.steer.layers):
+            if others := [on.steer for on in self.runs if on.steer.edits_before(read)]:
+                if run.per_token:
+                    raise WorkbenchError(
+                        f"{run.steer} was to ask its gate about each token.",
+                        found=f"layers below the gate's, {read}, that {others[0]} steers",
+                        allowed="a gate per token only at or below the first steered layer",
+                    )
                 run.decide(now, self._dry_pass(owner, now, read))
         if run.steer.matched is not None and run.steer.scope != "token" and not prompt.shift:
             model_run = Run(run.steer.matched, self.model)
@@ -160,24 +171,15 @@ class Session:
 
     def _block(self, layer: int) -> Callable[..., Any]:
         def block(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if not self.runs and not self._dry:
-                return None
-            now = self._now
+            now = self._passing(f"Block {layer}")
             if now is None:
-                raise WorkbenchError(
-                    f"Block {layer} ran while an intervention is on.",
-                    found="no forward pass round it",
-                    do="Run the whole model, or leave the context first.",
-                )
-            before = hidden = residual(output)
+                return None
+            before = residual(output)
             if not self._dry:
-                now.fired[layer] = now.fired.get(layer, 0) + 1
                 for run in self.runs:
                     if run.gate_layer == layer and now.prompts[run].open is None:
-                        run.decide(now, hidden)
-            for run in self.runs:
-                if layer in run.steer.layers:
-                    hidden = run.edit(layer, hidden, now)
+                        run.decide(now, before)
+            hidden = self._steer("residual", layer, before, now)
             if self._dry and layer == self._until:
                 raise _Reached(hidden)
             if hidden is before:
@@ -185,6 +187,34 @@ class Session:
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return block
+
+    def _projection(self, layer: int) -> Callable[..., Any]:
+        def projection(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            now = self._passing(f"The MLP of block {layer}")
+            return None if now is None else (self._steer("neurons", layer, args[0], now), *args[1:])
+
+        return projection
+
+    def _passing(self, asked: str) -> Pass | None:
+        """The pass that is running; None where there is nothing to steer."""
+        if not self.runs and not self._dry:
+            return None
+        if self._now is None:
+            raise WorkbenchError(
+                f"{asked} ran while an intervention is on.",
+                found="no forward pass round it",
+                do="Run the whole model, or leave the context first.",
+            )
+        return self._now
+
+    def _steer(self, site: str, layer: int, hidden: torch.Tensor, now: Pass) -> torch.Tensor:
+        """What all runs make of residuals or neurons (row, column, d), in their order."""
+        if not self._dry:
+            now.fired.add((site, layer))
+        for run in self.runs:
+            if layer in run.fired and run.steer.site == site:
+                hidden = run.edit(layer, hidden, now)
+        return hidden
 
     def _after(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         now, self._now = self._now, self._now if self._dry else None
