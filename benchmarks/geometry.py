@@ -215,10 +215,11 @@ def whole(resampled: Any) -> None:
     fit = circumplex_fit(resampled)
     assert fit.raw is not None
     for each in (fit, fit.raw):
-        each.table(), each.conflicts(), each.spread(), each.profiles(), each.similarity_intervals, each.step_intervals
+        _ = each.table(), each.conflicts(), each.spread(), each.profiles(), each.similarity_intervals
+        _ = each.step_intervals
     for kind, start in (("classical", "classical"), ("metric", "theory"), ("nonmetric", "classical")):
         fit.mds(kind, start)
-    fit.claim(), fit.layouts(), fit.compare(human_reference()).table(), fit.compare(fit.raw).table()
+    _ = fit.claim(), fit.layouts(), fit.compare(human_reference()).table(), fit.compare(fit.raw).table()
 
 
 def speed(repeat: int = 5) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
+from spoken import WordJudge
 
 from workbench import evaluation as ev
 from workbench.errors import WorkbenchError
@@ -13,18 +14,6 @@ from workbench.evaluation import sweep
 from workbench.evaluation.sweep import select
 from workbench.steering.base import Base
 from workbench.values import VALUES
-
-
-class WordJudge:
-    """Counts a value as affirmed where its name stands, and an answer as fluent unless it holds a star."""
-
-    name = "words"
-
-    def control(self, answer, value):
-        return float(value in answer)
-
-    def fluent(self, answer):
-        return "*" not in answer
 
 
 def answers(rows):
@@ -118,17 +107,6 @@ QUESTIONS = pd.DataFrame(
     [(v, f"{v} {split} {i}", split) for v in VALUES for split in ("calibration", "test") for i in range(10)],
     columns=["value", "question", "split"],
 )
-
-
-def test_tune_sees_calibration_only_and_keeps_fluency(spoken):
-    chosen, table = ev.tune(Foreign(), Voice, [1, 2, 3], QUESTIONS, judge=WordJudge())
-    assert set(chosen.values()) == {2}, "strength 3 controls as much but breaks the text"
-    assert all(" calibration " in prompt for prompts, _ in spoken for prompt in prompts)
-    assert set(table["method"]) == {"Base", "1", "2", "3"}
-    close = [1 - 1e-9, 1 - 1e-12]  # strengths that print alike are still two
-    assert len(set(ev.tune(Foreign(), Voice, close, QUESTIONS, judge=WordJudge())[1]["method"])) == 3
-    with pytest.raises(WorkbenchError, match="no judge"):
-        ev.tune(Foreign(), Voice, [1], QUESTIONS)
 
 
 def test_evaluate_sees_test_only_and_decodes_greedily_without_world(spoken):

@@ -8,5 +8,6 @@ from .judges import Judge as Judge
 from .sweep import answer as answer
 from .sweep import evaluate as evaluate
 from .sweep import score as score
-from .sweep import tune as tune
 from .sweep import unrelated_accuracy as unrelated_accuracy
+from .tuning import Tuning as Tuning
+from .tuning import tune as tune

@@ -1,6 +1,6 @@
 """The sweep: every method on every value's questions, answered, judged, and told as rates with intervals.
 
-Selection never touches test data: `tune` sees calibration questions only, `evaluate` test questions only.
+Selection never touches test data: `tuning.tune` sees calibration questions only, `evaluate` test questions only.
 """
 
 import warnings
@@ -17,7 +17,6 @@ from ..generate import generate
 from ..models import Model
 from ..probes import Probes
 from ..rates import wilson
-from ..steering.base import Base
 from ..steering.intervention import Intervention
 from ..values import VALUES
 from .judges import ExactJudge, Judge
@@ -85,7 +84,7 @@ def answer(
 def too_long(model: Model, questions: list[str], steer: Intervention) -> list[str]:
     """For each question "" or, where its prompt leaves no room for an answer in the context, "79 of 64 tokens"."""
 
-    def told(prompts: list[str]) -> list[str]:
+    def told(prompts: Sequence[Any]) -> list[str]:
         counts = [len(ids) for ids in model.encode(prompts, chat=True)]
         return [f"{n} of {model.context} tokens" if n + ROOM > model.context else "" for n in counts]
 
@@ -185,38 +184,6 @@ def read_answers(model: Model, answers: pd.DataFrame, reader: Probes) -> pd.Data
         read = reader.probability(capture(model, texts[said].tolist(), layers=[layer]).sel(layer=layer))
         p[said] = [float(read.sel(value=v)[i]) for i, v in enumerate(answers.loc[said, "value"])]
     return answers.assign(p_reader=p).groupby(["method", "value"], sort=False)["p_reader"].mean().reset_index()
-
-
-def tune(
-    model: Model,
-    family: Callable[[str, Any], Intervention],
-    settings: Sequence[Any],
-    questions: pd.DataFrame,
-    judge: Judge | None = None,
-    fluency_loss: float = 0.02,
-    limit: int | None = None,
-    **decoding: Any,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Choose each value's setting on calibration questions: the highest csr among those that keep the fluency.
-
-    family(value, setting) -> intervention; a setting is a strength, or whatever `family` takes, weakest first. It keeps
-    the fluency if fr, over all values, stays within `fluency_loss` of Base; where none does, the first is taken.
-    Returns ({value: setting}, the table behind it, whose methods are named repr(setting)).
-    """
-    judge = judge or default_judge(model)
-    if judge is None:
-        raise WorkbenchError("Settings were to be chosen.", found=NO_JUDGE, do="Pass a judge, or settings of your own.")
-    methods: dict[str, Callable[[str], Intervention]] = {"Base": lambda value: Base()}
-    for setting in settings:
-        methods[repr(setting)] = lambda value, setting=setting: family(value, setting)
-    table = evaluate(model, methods, questions, judge, split="calibration", limit=limit, **decoding)
-    fluency = table.groupby("method")["fr"].mean()
-    kept = [s for s in settings if fluency[repr(s)] >= fluency["Base"] - fluency_loss] or [settings[0]]
-    chosen = {}
-    for value, rows in table.groupby("value", sort=False):
-        csr = dict(zip(rows["method"], rows["csr"], strict=True))
-        chosen[str(value)] = max(kept, key=lambda s: csr[repr(s)])
-    return chosen, table
 
 
 def unrelated_accuracy(
