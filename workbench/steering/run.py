@@ -204,10 +204,14 @@ class Run:
         """What this prompt's rows are given at a layer, from here on: found at the last prompt token."""
         prompt = now.prompts[self]
         if layer not in prompt.shift:
-            e, opened = self._read(now, hidden), prompt.open.to(hidden.device)  # type: ignore[union-attr]
-            prompt.shift[layer] = torch.zeros_like(e)
-            if bool(opened.any()):  # a method may refuse a shift: not for rows that get none
-                prompt.shift[layer][opened] = self.steer.shift(layer, e[opened])
+            e = self._read(now, hidden)
+            if prompt.open is None or bool(prompt.open.all()):  # None: the gate decides token by token
+                prompt.shift[layer] = self.steer.shift(layer, e)
+            else:  # a method may refuse a shift: not for rows that get none
+                opened = prompt.open.to(e.device)
+                prompt.shift[layer] = torch.zeros_like(e)
+                if bool(opened.any()):
+                    prompt.shift[layer][opened] = self.steer.shift(layer, e[opened])
         shift = prompt.shift[layer]
         if not bool(torch.isfinite(shift).all()):
             self._refuse_nan(layer)
