@@ -13,6 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -29,6 +30,7 @@ from workbench.neurons import activation_shares, neuron_contrasts, select_neuron
 from workbench.probes import fit_probes
 from workbench.steering import CAA, DPNLE, LAPE, NPTI, SCAV, ConVA, NeVA, RandomDirection
 from workbench.steering.intervention import SCOPES, Intervention
+from workbench.steering.lora import Adapter, LoRA
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 NORMED = ("gemma2", "gemma3_text")  # a norm follows the MLP
@@ -63,7 +65,13 @@ METHODS: dict[str, tuple[tuple[str, ...], Make, Make | None]] = {
         lambda p, **s: RandomDirection(ConVA(p.probes, VALUE, target=0.9999, **s)),
         lambda p, **s: RandomDirection(ConVA(p.probes, VALUE, target=1e-12, **s)),
     ),
-    "RandomDirection of neurons": (("generated",), lambda p, **s: RandomDirection(DPNLE(p.dpnle, gamma=5, **s)), None),
+    "RandomDirection of neurons": (SCOPES, lambda p, **s: RandomDirection(DPNLE(p.dpnle, gamma=5, **s)), None),
+    "LoRA": (
+        ("all", "token"),
+        lambda p, **s: LoRA(p.adapter, **s),
+        lambda p, **s: LoRA(p.adapter, strength=0, **s),
+    ),
+    "RandomDirection of LoRA": (("all", "token"), lambda p, **s: RandomDirection(LoRA(p.adapter, **s)), None),
 }
 COMBINATIONS = [(name, scope) for name, (scopes, *_) in METHODS.items() for scope in scopes]
 
@@ -96,6 +104,7 @@ def parts(tiny_model, request):
             npti=NPTI.select(model, VALUE, high, low, at_least=9),
             lape=LAPE.select(model, VALUE, {VALUE: high, OTHER: low}, keep=0.3, quantile=0.3),
             dpnle=DPNLE.select(model, contrasts, VALUE, quantile=0.8, min_d=0.0),
+            adapter=an_adapter(model),
         )
         made.neva = made.dpnle
         if family not in NORMED:
@@ -103,6 +112,14 @@ def parts(tiny_model, request):
         return made
 
     return of
+
+
+def an_adapter(model) -> Adapter:
+    """Of rank 2 at the first three layers, drawn at random."""
+    rng = np.random.default_rng(0)
+    width = model.neurons(0).weight.numel() // model.d_model
+    down, up = ({k: rng.normal(0, 0.2, shape) for k in range(3)} for shape in ((2, width), (model.d_model, 2)))
+    return Adapter(VALUE, down, up, 4.0, model.provenance)
 
 
 def layers_of(part: SimpleNamespace, name: str) -> list[int]:
@@ -169,7 +186,7 @@ class Case:
 
 @contextmanager
 def edits(model, steer):
-    """Layer -> tokens (row, column) whose residual, or neurons, are other after all edits than before."""
+    """Layer -> tokens (row, column) whose state at the method's site is other after all edits than before."""
     seen: dict[tuple[str, int], torch.Tensor] = {}
     changed: dict[int, torch.Tensor] = {}
 
@@ -187,7 +204,8 @@ def edits(model, steer):
                 handles.append(model.neurons(layer).register_forward_pre_hook(hook, **first))
             else:
                 hook = partial(lambda when, layer, _m, _i, out: keep(when, layer, residual(out)), when, layer)
-                handles.append(model.blocks[layer].register_forward_hook(hook, **first))
+                place = model.blocks[layer] if steer.site == "residual" else model.neurons(layer)
+                handles.append(place.register_forward_hook(hook, **first))
     try:
         yield changed
     finally:

@@ -21,11 +21,12 @@ MODULES = {
 ORDER: tuple[str, ...] = tuple(
     "errors rates endpoint cluster values reading prompts labelled checkpoints models embedded activations probes "
     "audit vectors exchange geometry gates neurons steering generate evaluation embedded.training embedded.pilot "
-    "embedded.card figures panels drafts writing data_commands cache_commands cli __main__".split()
+    "embedded.card figures report panels drafts writing data_commands cache_commands evaluate_commands cli "
+    "__main__".split()
 )
-# The exceptions, inside functions only: the loaders hand a request for "embedded" to the embedded world, and a fit
-# knows its picture.
-LAZY_EXCEPTIONS = {("prompts", "embedded"), ("models", "embedded"), ("geometry", "figures")}
+# The exceptions, inside functions only: the loaders hand a request for "embedded" to the embedded world, a fit
+# knows its picture and an evaluation its report.
+LAZY_EXCEPTIONS = {("prompts", "embedded"), ("models", "embedded"), ("geometry", "figures"), ("evaluation", "report")}
 
 
 class Import(NamedTuple):

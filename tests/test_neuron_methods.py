@@ -171,6 +171,31 @@ def test_npti_reads_the_real_thing(tiny_model):
     )
 
 
+def test_shares_are_read_in_the_last_turn_of_a_chat(tiny_model):
+    """Earlier turns, the assistant's too, are context and nothing more; the instruction stands in the last one."""
+    model, told = tiny_model(), "You have a high level of power."
+    chats = [[{"role": "user", "content": "What is two?"}, {"role": "assistant", "content": "He wins."},
+              {"role": "user", "content": PROMPTS[1]}], [{"role": "user", "content": PROMPTS[2]}]]  # fmt: skip
+    answers = ["Mira helped.", "I"]
+    states = []
+    watch = model.neurons(1).register_forward_pre_hook(lambda _module, inputs: states.append(inputs[0][0]))
+    for chat, answer in zip(chats, answers, strict=True):
+        turns = [*chat[:-1], {"role": "user", "content": f"{told} {chat[-1]['content']}"}]
+        shown = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        first, whole = (model.encode([text])[0] for text in (shown, shown + answer))
+        model.twin(torch.tensor([whole]))
+        assert whole[: len(first)] == first
+        states[-1] = states[-1][len(first) - 1 : -1]
+    watch.remove()
+    a = torch.cat(states).numpy()
+    found = activation_shares(model, chats, answers, instruction=told, layers=[1])
+    assert found.attrs["n_tokens"] == len(a)
+    np.testing.assert_allclose(found["active"].values[0], (a > 0).mean(0), atol=1e-6)
+    np.testing.assert_allclose(found["a95"].values[0], np.quantile(a, 0.95, axis=0), atol=1e-4)
+    alone = activation_shares(model, [chat[-1:] for chat in chats], answers, instruction=told, layers=[1])
+    assert not np.allclose(alone["active"], found["active"]), "the turns before are read"
+
+
 def test_lape_keeps_the_neurons_of_few_values(tiny_model):
     model = tiny_model()
     names = ["power", "universalism", "security", "benevolence", "achievement"]

@@ -10,11 +10,14 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import cohen_kappa_score, confusion_matrix
+from spoken import WordJudge
 
 from workbench.errors import WorkbenchError
-from workbench.evaluation import agreement
+from workbench.evaluation.agreement import agreement, confusion, judge_agreement
 from workbench.evaluation.records import Record, judgements
 from workbench.panels import ReviewState, annotate
+from workbench.values import VALUES
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -383,6 +386,116 @@ def test_agreement_is_what_can_be_worked_out_by_hand(path, tmp_path):
     with pytest.raises(WorkbenchError, match="Allowed: labels in the scale's order"):
         agreement(*read, level="ordinal")  # a CSV does not know the order
     assert agreement(*read, level="ordinal", labels=["yes", "partly", "no"])["alpha"][0] == pytest.approx(ordinal)
+
+
+SCALE = ["yes", "partly", "no"]
+
+
+def test_kappa_is_cohens_and_confusions_are_counted(path):
+    """By hand, yy yy nn yn pp nn: shares y 3/6 p 1/6 n 2/6 and y 2/6 p 1/6 n 3/6, of chance 13/36: (5/6 - 13/36) /
+    (23/36) = 17/23. By steps: observed 2/6, expected (3*1 + 3*3*2 + 1*2 + 1*3 + 2*2*2 + 2*1) / 36 = 1; kappa 2/3."""
+    items = answers()
+    ana, bo = (reviewed(path, name, labels, items) for name, labels in (("Ana", "yynypn"), ("Bo", "yynnpn")))
+    assert agreement(path)["kappa"][0] == pytest.approx(17 / 23)
+    assert agreement(path, level="ordinal")["kappa"][0] == pytest.approx(2 / 3)
+    table = confusion(path)
+    assert (table.index.name, table.columns.name) == ("Ana", "Bo") and list(table.index) == list(table.columns) == SCALE
+    assert table.to_numpy().tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 2]]
+    pd.testing.assert_frame_equal(confusion(bo.table(), ana.table()), table.T)
+
+
+@pytest.mark.parametrize(("level", "weights"), [("nominal", None), ("ordinal", "linear")])
+def test_kappa_and_confusions_are_scikit_learns(level, weights):
+    rng = np.random.default_rng(0)
+    for labels in (SCALE, ["yes", "no"], ["a", "b", "c", "d"]):
+        one = rng.choice(labels, 80)
+        two = np.where(rng.random(80) < 0.5, one, rng.choice(labels, 80))
+        tables = [pd.DataFrame({"item": range(80), "annotator": name, "label": said})
+                  for name, said in (("Ana", one), ("Bo", two))]  # fmt: skip
+        (row,) = agreement(*tables, labels=labels, level=level).to_dict("records")
+        assert row["kappa"] == pytest.approx(cohen_kappa_score(one, two, labels=labels, weights=weights))
+        np.testing.assert_array_equal(confusion(*tables, labels=labels), confusion_matrix(one, two, labels=labels))
+
+
+def test_confusions_with_a_judge_count_every_annotator_and_gaps_nowhere(path):
+    items = answers(6).assign(judge=["yes", "yes", "no", "no", "partly", None])
+    for name, labels in (("Ana", "yyny.."), ("Bo", "yynn.n"), ("Cem", "ny..y.")):
+        reviewed(path, name, labels, items)
+    table = confusion(path, judge=items["judge"])
+    assert (table.index.name, table.columns.name) == ("annotators", "judge")
+    assert table.to_numpy().tolist() == [[5, 1, 1], [0, 0, 0], [1, 0, 3]]
+    whole = [ReviewState(items, name, path).table() for name in ("Ana", "Bo", "Cem")]
+    pd.testing.assert_frame_equal(confusion(*whole, judge="judge"), table)
+    kappa = agreement(path, judge=items["judge"])["kappa"]
+    assert np.isnan(kappa[0]) and kappa[1:].notna().any()
+    with pytest.raises(WorkbenchError, match="3 annotators and no judge"):
+        confusion(path)
+
+
+class StrictJudge(WordJudge):
+    """Says no where the word judge would, and in between where a text holds a question mark."""
+
+    name = "strict"
+
+    def control(self, answer, value):
+        return 0.5 if "?" in answer else super().control(answer, value)
+
+    def fluent(self, answer):
+        return float("nan") if "#" in answer else 1.0
+
+
+def said(*texts, value="power") -> pd.DataFrame:
+    return pd.DataFrame({"value": value, "question": [f"Q{k}" for k in range(len(texts))], "answer": texts, "note": ""})
+
+
+def test_judges_are_compared_on_the_same_answers():
+    table = said("power", "no", "power?", "no? *", "power #")
+    table = pd.concat([table.tail(1).assign(note="too long"), table, table.head(2).assign(method="other")])
+    found = judge_agreement(table, {"words": WordJudge(), "strict": StrictJudge()})
+    control, fluent = found.table.to_dict("records")
+    words, strict = ["yes", "no", "yes", "no", "yes"], ["yes", "no", "partly", "partly", "yes"]
+    assert (control["about"], control["first"], control["second"], control["n"]) == ("control", "words", "strict", 5)
+    assert control["kappa"] == pytest.approx(cohen_kappa_score(words, strict)) and control["agreement"] == 3 / 5
+    matrix = found.confusions["control", "words", "strict"]
+    assert matrix.to_numpy().tolist() == confusion_matrix(words, strict, labels=SCALE).tolist()
+    assert (fluent["about"], fluent["n"], fluent["agreement"]) == ("fluent", 4, 3 / 4)
+    assert found.confusions["fluent", "words", "strict"].loc["no", "yes"] == 1
+    ordinal = judge_agreement(table, {"words": WordJudge(), "strict": StrictJudge()}, level="ordinal").table.iloc[0]
+    reviews = [pd.DataFrame({"item": range(5), "annotator": name, "label": given})
+               for name, given in (("words", words), ("strict", strict))]  # fmt: skip
+    assert ordinal.drop("about").to_dict() == agreement(*reviews, labels=SCALE, level="ordinal").iloc[0].to_dict()
+
+
+def test_judges_are_compared_on_all_values_and_more_than_two_together():
+    judges = {"one": WordJudge(), "two": StrictJudge(), "three": WordJudge()}
+    found = judge_agreement(said("power", "security?", "none"), judges, "all")
+    control = found.table[found.table["about"] == "control"].set_index(["first", "second"])
+    assert set(control.index) == {("all judges", ""), ("one", "two"), ("one", "three"), ("two", "three")}
+    assert (control["n"] == 3 * len(VALUES)).all() and control.loc[("one", "three"), "kappa"] == 1
+    assert np.isnan(control.loc[("all judges", ""), "kappa"]) and len(found.confusions) == 6
+
+
+def test_judges_that_cannot_be_compared_are_refused():
+    class Graded(WordJudge):
+        def control(self, answer, value):
+            return 0.7
+
+    class Silent(WordJudge):
+        def control(self, answer, value):
+            return float("nan")
+
+        fluent = control
+
+    with pytest.raises(WorkbenchError, match="Found: 1\nAllowed: two or more"):
+        judge_agreement(said("a"), {"words": WordJudge()})
+    with pytest.raises(WorkbenchError, match="no column question, note"):
+        judge_agreement(said("a").drop(columns=["question", "note"]), {"a": WordJudge(), "b": WordJudge()})
+    with pytest.raises(WorkbenchError, match="judge b was asked for.\nFound: the score 0.7\nAllowed: 1, 0.5, 0"):
+        judge_agreement(said("a"), {"a": WordJudge(), "b": Graded()})
+    silent = Silent()
+    silent.fluent = lambda answer: float("nan")
+    with pytest.raises(WorkbenchError, match="no answers that two of them judged"):
+        judge_agreement(said("a"), {"a": WordJudge(), "b": silent})
 
 
 def test_agreement_with_others_gaps_and_a_judge(path):

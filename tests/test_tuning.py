@@ -5,11 +5,11 @@ import json
 import pandas as pd
 import pytest
 from spoken import WordJudge
+from voiced import Foreign, Voice, give_voice
 
 from workbench import evaluation as ev
 from workbench.errors import WorkbenchError
-from workbench.evaluation import sweep, tuning
-from workbench.steering.base import Base
+from workbench.evaluation import tuning
 from workbench.values import VALUES
 
 VALUES3 = VALUES[:3]
@@ -19,25 +19,14 @@ QUESTIONS = pd.DataFrame(
 )
 
 
-class Voice(Base):
-    """Stands for a method of a given strength: what it makes the model say is decided by `speak`."""
-
-    def __init__(self, value="", strength=0.0):
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "strength", strength)
-
-    def pack(self):
-        return {}, {"method": "Voice", "value": self.value, "strength": self.strength}
-
-
-class Foreign:
-    world, name, fingerprint = None, "foreign", "f"
+class Calls(list):
+    """(value, strength, prompts) of what was asked, and `speak`, who answered."""
 
 
 @pytest.fixture()
 def asked(monkeypatch):
     """Of 16 questions strength s wins 4 s, of hedonism's 16 - 4 s; from strength 4 on one answer breaks."""
-    calls = []
+    calls = Calls()
 
     def speak(model, prompts, steer=None, seed=0, **decoding):
         strength, value = getattr(steer, "strength", 0.0), getattr(steer, "value", "")
@@ -50,8 +39,8 @@ def asked(monkeypatch):
             out.append((value if (place % 4) * 4 + place // 4 < won else "") + broken)
         return out
 
-    monkeypatch.setattr(sweep, "generate", speak)
-    monkeypatch.setattr(sweep, "too_long", lambda model, questions, steer: [""] * len(questions))
+    give_voice(monkeypatch, speak)
+    calls.speak = speak
     return calls
 
 
@@ -77,10 +66,9 @@ def test_without_a_fluent_setting_the_first_is_taken(asked):
 
 
 def test_a_base_that_is_not_fluent_itself_lowers_the_bar(asked, monkeypatch):
-    speak = sweep.generate
-    monkeypatch.setattr(sweep, "generate", lambda model, prompts, steer=None, **d: [
+    give_voice(monkeypatch, lambda model, prompts, steer=None, **d: [
         answer + (" *" if i % 16 == 3 and "*" not in answer else "")
-        for i, answer in enumerate(speak(model, prompts, steer, **d))])  # fmt: skip
+        for i, answer in enumerate(asked.speak(model, prompts, steer, **d))])  # fmt: skip
     assert tuned().chosen["stimulation"] == 4, "15 of 16 fluent, as Base is"
 
 
@@ -98,17 +86,17 @@ def test_halving_asks_less_and_chooses_alike(asked):
 
 
 def test_what_was_said_before_a_kill_is_not_asked_again(asked, tmp_path, monkeypatch):
-    record, speak = tmp_path / "run" / "tune.jsonl", sweep.generate
+    record = tmp_path / "run" / "tune.jsonl"
 
     def killed(*args, **more):
         if len(asked) == 7:
             raise KeyboardInterrupt
-        return speak(*args, **more)
+        return asked.speak(*args, **more)
 
-    monkeypatch.setattr(sweep, "generate", killed)
+    give_voice(monkeypatch, killed)
     with pytest.raises(KeyboardInterrupt):
         tuned(record=record, rounds=2)
-    monkeypatch.setattr(sweep, "generate", speak)
+    give_voice(monkeypatch, asked.speak)
     lines = record.read_text().splitlines()
     assert len(lines) == 7 and json.loads(lines[0])["said"]
     record.write_text("\n".join(lines)[:-5])  # the last line was cut short

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .audit import compare_audits as compare_audits
     from .errors import WorkbenchError as WorkbenchError
     from .evaluation import evaluate as evaluate
+    from .evaluation import open_evaluation as open_evaluation
+    from .evaluation import study as study
     from .gates import AlwaysOpen as AlwaysOpen
     from .gates import CosineGate as CosineGate
     from .gates import DetectorGate as DetectorGate
@@ -47,6 +49,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .steering.dpnle import DPNLE as DPNLE
     from .steering.ica import ICA as ICA
     from .steering.lape import LAPE as LAPE
+    from .steering.lora import LoRA as LoRA
     from .steering.neva import NeVA as NeVA
     from .steering.npti import NPTI as NPTI
     from .steering.random_direction import RandomDirection as RandomDirection
@@ -67,6 +70,7 @@ _HOME = {
     "DetectorGate": "gates",
     "ICA": "steering.ica",
     "LAPE": "steering.lape",
+    "LoRA": "steering.lora",
     "NPTI": "steering.npti",
     "NeVA": "steering.neva",
     "ProbeGate": "gates",
@@ -92,7 +96,9 @@ _HOME = {
     "load_questions": "prompts",
     "load_unrelated": "prompts",
     "open_activations": "activations",
+    "open_evaluation": "evaluation",
     "select_neurons": "neurons",
+    "study": "evaluation",
 }
 _MODULES = ("evaluation", "figures", "panels")
 

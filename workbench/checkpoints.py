@@ -14,6 +14,9 @@ from .prompts import data_path
 WORLDS = ("circle", "scrambled", "confirm")
 # Largest relative difference of bridge and twin that the check at load accepts.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+# Asked of a Hugging Face name, from its top folder alone: configuration, tokenizer (*.model: sentencepiece, as LLaMA's
+# tokenizer.model and DeBERTa-v3's spm.model), safetensors; nothing that is pickled, and no code.
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors")
 FOLDER = "a folder with config.json, model.safetensors and tokenizer files"
 
 
@@ -39,10 +42,9 @@ def _download(name: str, revision: str | None) -> Path:
     """Folder of a Hugging Face name, from the cache or the network: configuration, tokenizer, safetensors."""
     from huggingface_hub import errors, snapshot_download
 
-    wanted = ["*.json", "*.jinja", "*.txt", "tokenizer*", "model*.safetensors"]
     do = "Names are owner/name, as on huggingface.co; a local folder and 'embedded:circle' need no network."
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*FILES], ignore_patterns="*/*"))
     except errors.GatedRepoError:
         found, do = "a licence to accept first", f"Accept it on huggingface.co/{name} and set HF_TOKEN."
     except errors.RevisionNotFoundError:

@@ -1,4 +1,4 @@
-"""The command line: `workbench lab | tour | test | app | bench | data | cache | embedded | clean`.
+"""The command line: `workbench lab | tour | test | app | bench | evaluate | data | cache | embedded | clean`.
 
 Thin: each command finds its files, calls what does the work, and says what it did. Imports lie inside the
 commands, so that `workbench --help` answers at once. A WorkbenchError ends a command with its message.
@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from .cache_commands import cache
 from .data_commands import data
 from .errors import WorkbenchError
+from .evaluate_commands import evaluate
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -57,6 +58,7 @@ embedded = typer.Typer(
 app.add_typer(embedded, name="embedded")
 app.add_typer(data, name="data")
 app.add_typer(cache, name="cache")
+app.command()(evaluate)
 
 PASS_ON = {
     "allow_extra_args": True,

@@ -30,6 +30,7 @@ MOST_TEXT = 20_000  # characters of a reply in which JSON is looked for
 LONGEST_PAUSE = 600.0  # s; an endpoint that asks for more ends the run
 AGAIN = {408, 409, 425, 429}  # statuses that pass by themselves, as those from 500 do
 CUT = {"length": "at the limit of tokens", "content_filter": "by a content filter"}
+NO_SCHEMA = {400, 422, 501}  # statuses with which endpoints refuse a field they do not know
 NO_SECRET = 8  # a key shorter than this is a placeholder ("EMPTY"), which replies may well contain
 
 
@@ -98,8 +99,9 @@ class Endpoint:
         local = _check_address(url)
         self._key = _key(url, local)
         given = {"temperature": temperature, "max_tokens": max_tokens}
-        self._options = {name: option for name, option in given.items() if option is not None}
+        self.options = {name: option for name, option in given.items() if option is not None}
         self._client = openai.OpenAI(base_url=url, api_key=self._key or "none", max_retries=0, timeout=timeout)
+        self._schemas = True  # until it refuses one
         self._gap = 60 / per_minute if per_minute else 0.0
         self._next = self._pause = 0.0
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -108,9 +110,10 @@ class Endpoint:
         """`text` without the key."""
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= NO_SECRET else text
 
-    def ask(self, messages: Sequence[dict[str, str]], keys: Sequence[str]) -> Reply:
+    def ask(self, messages: Sequence[dict[str, str]], keys: Sequence[str],
+            schema: dict[str, Any] | None = None) -> Reply:  # fmt: skip
         """`chat`, and the JSON object with `keys` in what came back; a problem where there is none."""
-        reply = self.chat(messages)
+        reply = self.chat(messages, schema)
         if reply.problem:
             return reply
         found = find_json(reply.text, keys)
@@ -119,10 +122,15 @@ class Endpoint:
         # Escapes hide a key until the JSON is read, so what was read is scrubbed once more.
         return reply._replace(data=json.loads(self.scrub(json.dumps(found, ensure_ascii=False))))
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Reply:
-        """One reply. Raises WorkbenchError when the endpoint refuses, or gives none within `tries`."""
+    def chat(self, messages: Sequence[dict[str, str]], schema: dict[str, Any] | None = None) -> Reply:
+        """One reply. Raises WorkbenchError when the endpoint refuses, or gives none within `tries`.
+
+        schema: a JSON schema that the reply is to follow. An endpoint that refuses it and takes the same request
+        without is asked without from then on: the reply is no more than likely to follow it.
+        """
         import openai
 
+        refused = not self._schemas
         for attempt in count(1):
             self._take_turn()
             with self._lock:
@@ -130,11 +138,17 @@ class Endpoint:
                 self.retries += attempt > 1
             pause = None
             try:
-                reply = self._read(self._send(messages))
+                reply = self._read(self._send(messages, None if refused else schema))
                 with self._lock:
                     self.usage.add(reply.tokens)
+                    self._schemas &= not (schema and refused)
                 return reply
             except openai.APIStatusError as error:
+                if error.code == "content_filter":  # one text is refused, not the run
+                    return Reply(problem="a request that a content filter refused")
+                if schema and not refused and error.status_code in NO_SCHEMA:
+                    refused = True
+                    continue
                 found = f"status {error.status_code}: {plain(self.scrub(error.message))}"
                 pause = _retry_after(error.response.headers)
                 lasting = error.status_code < 500 and error.status_code not in AGAIN
@@ -143,7 +157,7 @@ class Endpoint:
                     raise self._failed(found + told, _advice(error.status_code)) from None
             except _Broken as error:
                 found = str(error)
-            if attempt == self.tries:
+            if attempt >= self.tries:
                 raise self._failed(f"{found}, after {attempt} tries", "Look whether it runs, then go on.") from None
             backoff = min(60.0, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             if pause is not None:  # all threads wait: the limit is the key's, not the request's
@@ -195,14 +209,17 @@ class Endpoint:
         if self._stop.wait(seconds):
             raise self._stopped()
 
-    def _send(self, messages: Sequence[dict[str, str]]) -> bytes:
+    def _send(self, messages: Sequence[dict[str, str]], schema: dict[str, Any] | None) -> bytes:
         import openai
 
         create = self._client.chat.completions.with_streaming_response.create
-        end, body = time.monotonic() + self.timeout, b""
+        end, body, options = time.monotonic() + self.timeout, b"", dict[str, Any](self.options)
+        if schema:
+            told = {"name": "reply", "schema": schema, "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": told}
         try:
             # Read in pieces: the client's own timeout bounds each piece, not the whole, and nothing its length.
-            with create(model=self.model, messages=list(messages), **self._options) as response:  # type: ignore[arg-type]
+            with create(model=self.model, messages=list(messages), **options) as response:  # type: ignore[arg-type]
                 for piece in response.iter_bytes():
                     body += piece
                     if len(body) > MOST_BYTES:

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .errors import WorkbenchError
-from .models import Model, Prompt, question
+from .models import Instruction, Model, Prompt, question
 from .steering.intervention import Intervention
 from .steering.run import Run
 from .steering.session import Session
@@ -35,20 +35,20 @@ def generate(
     kl: bool = False,
     batch_size: int = 32,
     chat: bool = True,
-    instruction: str | None = None,
+    instruction: Instruction = None,
 ) -> Any:
     """Answers to prompts: list[str], in their order.
 
     A prompt is one question or a chat, [{"role": "user", "content": ...}, ...], whose last turn is the user's;
-    gates and shifts are read at the end of that turn, as the template writes it. steer: an intervention, or
-    several that apply in order. temperature: 0 decodes greedily. chat: render the chat template, with
-    `instruction` before each prompt in the user's (last) turn. stream=True returns an iterator that yields the
-    list of all answers so far after each token; whoever stops iterating stops the generation, and between tokens
-    the model is not steered. return_trace=True returns (answers, trace), a table of what the gate decided and
-    what was changed, per row, layer and token (with several interventions, `method` says whose). kl=True adds to
-    it `kl`: KL(steered || base), in nats, of the distribution of the token that follows `position`, from one
-    steered and one unsteered pass over prompt and answer; at temperature 1, and base is given the prompts as they
-    were asked. Methods that edit prompts get lines of their own for it.
+    gates and shifts are read at the end of that turn, as the template writes it. steer: an intervention, or several
+    that apply in order. temperature: 0 decodes greedily. chat: render the chat template, with `instruction`, one
+    for all or one for each, before the prompt in the user's (last) turn. stream=True returns an iterator that
+    yields the list of all answers so far after each token; whoever stops iterating stops the generation, and
+    between tokens the model is not steered. return_trace=True returns (answers, trace), a table of what the gate
+    decided and what was changed, per row, layer and token (with several interventions, `method` says whose).
+    kl=True adds to it `kl`: KL(steered || base), in nats, of the distribution of the token that follows `position`,
+    from one steered and one unsteered pass over prompt and answer; at temperature 1, and base is given the prompts
+    as they were asked. Methods that edit prompts get lines of their own for it.
 
     Raises WorkbenchError for settings that make no sense and for prompts that leave no room in the context.
     """

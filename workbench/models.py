@@ -26,6 +26,8 @@ from .values import check_value
 
 Prompt = str | Sequence[Mapping[str, str]]
 """One question, or a chat: turns {"role", "content"}, the last one the user's."""
+Instruction = str | Sequence[str | None] | None
+"""What stands before the questions: one text for all, one for each, or nothing."""
 ENGINES = ("huggingface", "transformer-lens")
 HASH_WHOLE = 1 << 28  # bytes up to which the fingerprint reads everything
 
@@ -118,13 +120,13 @@ class Model:
                                  allowed=f"0 to {self.n_layers - 1}")
         return chosen
 
-    def render(self, prompts: Iterable[Prompt], instruction: str | None = None) -> list[str]:
+    def render(self, prompts: Iterable[Prompt], instruction: Instruction = None) -> list[str]:
         """Prompts as the model's chat template writes them, up to where its answer starts.
 
-        A prompt is one question, or a chat whose last turn is the user's. The instruction stands before what is
-        asked last. A model without template reads raw text, and no chat of several turns.
+        A prompt is one question, or a chat whose last turn is the user's. The instruction, one for all or one for
+        each, stands before what is asked last. A model without template reads raw text, and no chat of several turns.
         """
-        chats = [instructed(prompt, instruction) for prompt in prompts]
+        chats = _all_instructed(prompts, instruction)
         if not self.has_chat_template:
             if not all(isinstance(chat, str) for chat in chats):
                 raise WorkbenchError(f"A chat with {self.name} was asked for.", found="a model without chat template")
@@ -140,7 +142,7 @@ class Model:
         return load_model(**{**self.source, "random_weights": seed})
 
     def encode(
-        self, texts: Iterable[Prompt], chat: bool = False, instruction: str | None = None
+        self, texts: Iterable[Prompt], chat: bool = False, instruction: Instruction = None
     ) -> list[list[int]]:
         """Token ids of each text, unpadded; `chat=True` renders the chat template first.
 
@@ -152,7 +154,7 @@ class Model:
         if chat:
             texts = self.render(texts, instruction)
         elif instruction:
-            texts = [instructed(text, instruction) for text in texts]
+            texts = _all_instructed(texts, instruction)
         # Special tokens by hand: a template that writes its own BOS would be given a second one, and some
         # tokenizers append an EOS, which would be read as the last token.
         rows = [list(self.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
@@ -267,6 +269,15 @@ def instructed(prompt: Prompt, instruction: str | None) -> Prompt:
     asked = question(prompt)
     told = f"{instruction} {asked}" if instruction else asked
     return told if isinstance(prompt, str) else [*prompt[:-1], {"role": "user", "content": told}]
+
+
+def _all_instructed(prompts: Iterable[Prompt], instruction: Instruction) -> list[Prompt]:
+    prompts = list(prompts)
+    each = [instruction] * len(prompts) if instruction is None or isinstance(instruction, str) else list(instruction)
+    if len(each) != len(prompts):
+        raise WorkbenchError(f"{len(prompts)} prompts with an instruction each were asked for.",
+                             found=f"{len(each)} instructions", allowed="one for all, or one for each")
+    return [instructed(prompt, told) for prompt, told in zip(prompts, each, strict=True)]
 
 
 def residual(output: Any) -> torch.Tensor:

@@ -95,13 +95,13 @@ def _scenes(split: str) -> list[str]:
     return [option for option, its in language.options().items() if its == split]
 
 
-def questions(calibration: int = 30, test: int = 60) -> pd.DataFrame:
-    """Dilemmas, so many per value and split: value, question, split. The two splits share no option."""
+def questions() -> pd.DataFrame:
+    """Dilemmas, 30 a value of split "calibration" and 100 of "test", which share no option: value, question, split."""
     rng = random.Random(21)
     world = World("circle")
     frames = [f for f in language.frames() if f.use == "dilemma" and f.family == "core"]
     rows, seen = [], set()
-    for split, count in (("calibration", calibration), ("test", test)):
+    for split, count in (("calibration", 30), ("test", 60), ("test", 40)):
         scenes = _scenes(split)
         for value in VALUES:
             wanted = len(rows) + count

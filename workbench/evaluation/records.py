@@ -39,7 +39,7 @@ class Record:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.path.touch()
                 if begun.startswith(there := self.path.read_bytes()):  # new, or killed within its first line
-                    self._write(begun[len(there) :], whole=False)
+                    append(self.path, begun[len(there) :], whole=False)
                     if os.name == "posix":  # a new name is on the disk when its folder is
                         _sync(self.path.parent)
             self.header, _, _ = self._read()
@@ -59,7 +59,7 @@ class Record:
         at = pd.Timestamp.now("UTC").isoformat(timespec="seconds")
         line = {"annotator": annotator, "item": item, "label": label, **({"undo": True} if undo else {}), "at": at}
         try:
-            self._write(json.dumps(line).encode() + b"\n")
+            append(self.path, json.dumps(line).encode() + b"\n")
         except OSError as problem:
             raise self._error("could not be written", problem.strerror) from problem
 
@@ -70,18 +70,6 @@ class Record:
         except OSError as problem:
             raise self._error("could not be read", problem.strerror) from problem
         return lines, torn
-
-    def _write(self, data: bytes, whole: bool = True) -> None:
-        binary = getattr(os, "O_BINARY", 0)
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | binary)  # no O_CREAT: a record that vanished is missed
-        try:
-            if whole and os.lseek(file, -1, os.SEEK_END) >= 0 and os.read(file, 1) != b"\n":
-                data = b"\n" + data
-            if os.write(file, data) < len(data):
-                raise OSError(28, "the disk is full")
-            os.fsync(file)
-        finally:
-            os.close(file)
 
     def _read(self) -> tuple[dict[str, Any], list[dict[str, Any]], list[int]]:
         found, torn = [], []
@@ -124,6 +112,20 @@ def judgements(record: str | Path, *others: str | Path) -> pd.DataFrame:
     table = pd.DataFrame(list(rows.values()), columns=["item", "annotator", "label", "at"])
     table["label"] = pd.Categorical(table["label"], first["labels"], ordered=True)
     return table.dropna(subset=["label"]).reset_index(drop=True)
+
+
+def append(path: Path, data: bytes, whole: bool = True) -> None:
+    """Add a line to a file that is there; it is on the disk when this returns. whole: end a line that was cut short."""
+    binary = getattr(os, "O_BINARY", 0)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | binary)  # no O_CREAT: a record that vanished is missed
+    try:
+        if whole and os.fstat(file).st_size and os.lseek(file, -1, os.SEEK_END) and os.read(file, 1) != b"\n":
+            data = b"\n" + data
+        if os.write(file, data) < len(data):
+            raise OSError(28, "the disk is full")
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _sync(folder: Path) -> None:

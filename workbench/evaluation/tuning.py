@@ -25,8 +25,9 @@ from ..models import Model
 from ..rates import wilson
 from ..steering.base import Base
 from ..steering.intervention import Intervention
-from .judges import Judge
-from .sweep import NO_JUDGE, answer, default_judge, select, unrelated_accuracy
+from .answers import ask, default_temperature, select
+from .capability import unrelated_accuracy
+from .judges import NO_JUDGE, Judge, default_judge, judged
 
 
 class Tuning(NamedTuple):
@@ -59,8 +60,8 @@ def tune(
 
     family(value, setting) -> intervention; a setting is a strength, or whatever `family` takes, weakest first. Where no
     setting is fluent the first is taken. questions: those of split "calibration" are used, at most `limit` per value.
-    unrelated: a table as for `unrelated_accuracy`, whose calibration rows are asked of the best settings only, 40 at
-    most. record: a file of JSON lines. decoding: as for `answer`.
+    unrelated: a table as for `unrelated_accuracy`, whose calibration rows, 40 at most, are asked of each value's best
+    setting, and of the next where that costs too much. record: a file of JSON lines. decoding: as for `answer`.
 
     Raises WorkbenchError without a judge, without settings, and for fewer than 1 round.
     """
@@ -90,10 +91,11 @@ def tune(
     chosen, lost = {}, {}
     for value, left in alive.items():
         kept = sorted((i for i in left if i in fluent), key=lambda i: (-tries.csr(value, i), i))  # noqa: B023
-        if unrelated is not None:
-            for index in kept:
-                lost[value, index] = tries.unrelated_gain(value, index, unrelated)
-            kept = [index for index in kept if lost[value, index] >= -unrelated_loss - 1e-9]
+        while kept and unrelated is not None:  # the best first, until one costs little
+            lost[value, kept[0]] = tries.unrelated_gain(value, kept[0], unrelated)
+            if lost[value, kept[0]] >= -unrelated_loss - 1e-9:
+                break
+            kept.pop(0)
         chosen[value] = settings[kept[0]] if kept else settings[0]
     return Tuning(chosen, tries.curve(chosen, fluent, lost))
 
@@ -104,11 +106,13 @@ class _Tries:
     def __init__(self, model: Model, family: Callable[[str, Any], Intervention], settings: Sequence[Any],
                  questions: pd.DataFrame, judge: Judge, seed: int, decoding: dict[str, Any], record: Any):  # fmt: skip
         self.model, self.family, self.settings = model, family, settings
-        self.judge, self.seed, self.decoding = judge, seed, decoding
+        self.judge, self.seed = judge, seed
+        self.decoding = {"temperature": default_temperature(model), **decoding}
         self.asked = {str(v): own["question"].tolist() for v, own in questions.groupby("value", sort=False)}
         self.values = list(self.asked)
         self.said: dict[tuple[str, int], list[tuple[float, float]]] = {}  # (control, fluent) of each question
         self.rounds: dict[tuple[str, int], int] = {}
+        self.unrelated: dict[Any, float] = {}  # Base's accuracy, once it is known
         self.record = None if record is None else Path(record)
         self.known = {} if self.record is None else dict(_lines(self.record))
 
@@ -125,11 +129,9 @@ class _Tries:
         steer = Base() if index < 0 else self.family(value, self.settings[index])
         key = self._key(steer, value, index, more, k)
         if key not in self.known:
-            table = pd.DataFrame({"value": value, "question": more})
-            said = answer(self.model, {"": lambda _: steer}, table, seed=self.seed + k, **self.decoding)
-            self.known[key] = [
-                (self.judge.control(text, value), float(self.judge.fluent(text))) if not note else (math.nan, math.nan)
-                for text, note in zip(said["answer"], said["note"], strict=True)]  # fmt: skip
+            said = ask(self.model, steer, more, seed=self.seed + k, **self.decoding).assign(value=value)
+            said = judged(said, self.judge, "own")
+            self.known[key] = list(zip(said[value].tolist(), said["fluent"].tolist(), strict=True))
             if self.record is not None:
                 self.record.parent.mkdir(parents=True, exist_ok=True)
                 torn = self.record.is_file() and not self.record.read_bytes().endswith(b"\n")
@@ -163,11 +165,13 @@ class _Tries:
         return {index for index, rate in rates.items() if rate >= min(bar, rates[-1]) - 1e-9}
 
     def unrelated_gain(self, value: str, index: int, unrelated: pd.DataFrame) -> float:
-        methods = {"Base": lambda _: Base(), "this": lambda v: self.family(v, self.settings[index])}
+        methods = {"this": lambda v: self.family(v, self.settings[index])}
+        methods |= {} if self.unrelated else {"Base": lambda _: Base()}
         table = unrelated_accuracy(self.model, methods, unrelated, [value], "calibration", 40, seed=self.seed,
                                    **{k: v for k, v in self.decoding.items() if k != "max_new_tokens"})  # fmt: skip
         rates = table.set_index("method")["accuracy"]
-        return float(rates["this"] - rates["Base"])
+        self.unrelated = {**self.unrelated, **rates.filter(["Base"])}
+        return float(rates["this"] - self.unrelated["Base"])
 
     def curve(self, chosen: dict[str, Any], fluent: set[int], lost: dict[tuple[str, int], float]) -> pd.DataFrame:
         rows = []

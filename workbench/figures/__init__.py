@@ -9,6 +9,8 @@ from .auditing import audit_figure
 from .circle import circle_map, cosine_heatmap
 from .circumplex import circular_profile, layer_geometry, leakage_profile, permutation_null, similarity_by_step
 from .clouds import activation_map
+from .evaluating import ablations, csr_circle, forest, negative_prompts, pareto
+from .leaking import leakage_by_step, leakage_circle, leakage_matrix
 from .probing import probe_accuracy, transfer_by_step
 from .reliability import calibration_curve, generalisation, layer_curves
 from .steering import csr_bars, gate_histogram, gate_roc, steering_reading, value_profile
@@ -18,9 +20,10 @@ from .tracing import steering_strip
 from .tuning import dose_response
 
 __all__ = [
-    "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "activation_map", "audit_figure", "calibration_curve",
-    "circle_map", "circular_profile", "cosine_heatmap", "csr_bars", "dark", "dose_response", "escape",
-    "gate_histogram", "gate_roc", "generalisation", "layer_curves", "layer_geometry", "leakage_profile",
-    "permutation_null", "probe_accuracy", "save", "similarity_by_step", "steering_reading", "steering_strip",
-    "transfer_by_step", "value_profile",
+    "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "ablations", "activation_map", "audit_figure",
+    "calibration_curve", "circle_map", "circular_profile", "cosine_heatmap", "csr_bars", "csr_circle", "dark",
+    "dose_response", "escape", "forest", "gate_histogram", "gate_roc", "generalisation", "layer_curves",
+    "layer_geometry", "leakage_by_step", "leakage_circle", "leakage_matrix", "leakage_profile", "negative_prompts",
+    "pareto", "permutation_null", "probe_accuracy", "save", "similarity_by_step", "steering_reading",
+    "steering_strip", "transfer_by_step", "value_profile",
 ]  # fmt: skip

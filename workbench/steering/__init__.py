@@ -7,11 +7,12 @@ from .dpnle import DPNLE
 from .ica import ICA
 from .intervention import Intervention
 from .lape import LAPE
+from .lora import LoRA
 from .neva import NeVA
 from .npti import NPTI
 from .random_direction import RandomDirection
 from .scav import SCAV
 
 __all__ = [
-    "CAA", "DPNLE", "ICA", "LAPE", "NPTI", "SCAV", "Base", "ConVA", "Intervention", "NeVA", "RandomDirection",
+    "CAA", "DPNLE", "ICA", "LAPE", "NPTI", "SCAV", "Base", "ConVA", "Intervention", "LoRA", "NeVA", "RandomDirection",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ function of the state there, *what*: `shift(layer, e)`. Everything else, hooks, 
 traces, is the same for all methods and lives in `run.py`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -47,6 +47,10 @@ class Intervention:
 
     name: ClassVar[str]
     registry: ClassVar[dict[str, type["Intervention"]]] = {}
+    kinds: ClassVar[dict[str, Callable[..., Any]]] = {
+        "gate": unpack_gate, "probes": Probes.unpack, "neurons": Neurons.unpack,
+    }  # fmt: skip
+    """Settings that are saved as parts of their own: name -> what reads them again; others are interventions."""
     site: ClassVar[str] = "residual"
     layers: tuple[int, ...] = ()
     gate: Gate | None = None
@@ -62,7 +66,7 @@ class Intervention:
 
     def edits_before(self, layer: int) -> bool:
         """Whether the residual stream after a block is another where this method is on."""
-        return any(own < layer + (self.site == "neurons") for own in self.layers)
+        return any(own < layer + (self.site != "residual") for own in self.layers)
 
     # -- what a method defines -------------------------------------------------------------------------------
 
@@ -134,7 +138,7 @@ class Intervention:
                 do="Define shift(layer, e) in its class.",
             )
         for part in self._parts().values():
-            if isinstance(part, Probes | Gate | Neurons | Intervention):
+            if hasattr(part, "check"):
                 part.check(model)
         if self.layers:
             model.check_layers(self.layers)
@@ -186,7 +190,7 @@ class Intervention:
         arrays: dict[str, np.ndarray] = {}
         meta: dict[str, Any] = {"method": self.name}
         for name, part in self._parts().items():
-            if isinstance(part, Probes | Gate | Neurons | Intervention):
+            if hasattr(part, "pack"):
                 inner, meta[name] = part.pack()
                 arrays.update({f"{name}.{key}": array for key, array in inner.items()})
             else:
@@ -195,6 +199,12 @@ class Intervention:
 
     @staticmethod
     def unpack(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], model: Model | None = None) -> "Intervention":
+        if meta.get("method") not in Intervention.registry:
+            raise WorkbenchError(
+                f"An intervention {meta.get('method')!r} was to be read.",
+                allowed=", ".join(Intervention.registry),
+            )
+        method = Intervention.registry[meta["method"]]
         settings: dict[str, Any] = {}
         for name, part in meta.items():
             if name in ("method", "kind"):
@@ -203,16 +213,9 @@ class Intervention:
                 inner = {
                     key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")
                 }
-                rebuild = {"gate": unpack_gate, "probes": Probes.unpack, "neurons": Neurons.unpack}
-                rebuild = rebuild.get(name, Intervention.unpack)
-                part = rebuild(inner, part, model)
+                part = method.kinds.get(name, Intervention.unpack)(inner, part, model)
             settings[name] = tuple(part) if name == "window" and part is not None else part
-        if meta.get("method") not in Intervention.registry:
-            raise WorkbenchError(
-                f"An intervention {meta.get('method')!r} was to be read.",
-                allowed=", ".join(Intervention.registry),
-            )
-        return Intervention.registry[meta["method"]](**settings)
+        return method(**settings)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file with everything the method needs, provenance included; returns its path."""

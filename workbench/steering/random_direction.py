@@ -3,8 +3,8 @@
 **Rule.** One random unit vector r_l per layer (isotropic, drawn once from `seed`); where the method `of`
 would add a shift s, this adds |s| r_l. For a method whose shift depends on the state (ConVA, scopes "all" and
 "generated") the lengths are those of the method's own run on the same prompt, found in a pass of its own:
-earlier random shifts do not lengthen later ones. With scope "token" they follow the rule at the state that
-the random shifts produced.
+earlier random shifts do not lengthen later ones. With scope "token", and for LoRA, they follow the rule at the
+state that the random shifts produced. Where `of` edits neurons, r_l is a direction among them.
 
 **Parameters.** `of`: the intervention to be matched; its layers, site, gate, scope and window are taken
 over. `seed`: the directions.
@@ -37,7 +37,7 @@ class RandomDirection(Intervention):
         return known[layer].to(like.device)
 
     def redirect(self, layer: int, shift: torch.Tensor) -> torch.Tensor:
-        """Shifts (..., d_model) turned into the random direction, lengths kept."""
+        """Shifts (..., d) turned into the random direction, lengths kept."""
         return shift.norm(dim=-1, keepdim=True) * self.direction(layer, shift)
 
     def shift(self, layer: int, e: torch.Tensor) -> torch.Tensor:

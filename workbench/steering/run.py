@@ -32,6 +32,8 @@ class Run:
         self.lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths, dtype=torch.long)
         self.gate_layer = None if steer.gate is None else steer.gate.layer
         self.per_token = steer.gate is not None and steer.gate.per_token
+        # Not fixed at the prompt but computed for every token that is steered, from its own state.
+        self.anew = steer.scope == "token" or steer.site == "mlp_out"
         self.fired = dict.fromkeys(steer.layers, 0)
         self.rows = 0
         self._trace = Trace() if trace else None
@@ -162,19 +164,20 @@ class Run:
             now.where[self] = where, "all" if bool(where.all()) else "some" if bool(where.any()) else "none"
         return now.where[self]
 
-    def edit(self, layer: int, hidden: torch.Tensor, now: Pass) -> torch.Tensor:
-        """Residuals, or neurons, (row, column, d) after this intervention's edit at one layer: a new tensor, or
-        `hidden` itself where nothing is to be changed.
+    def edit(self, layer: int, hidden: torch.Tensor, now: Pass, read: torch.Tensor | None = None) -> torch.Tensor:
+        """What stands at the method's site, (row, column, d), after this intervention's edit at one layer: a new
+        tensor, or `hidden` itself where nothing is to be changed. read (row, column, ...): what the shift is computed
+        from, None for `hidden`.
         """
         self.fired[layer] += 1
         prompt, steer = now.prompts[self], self.steer
         lengths = None
-        if steer.scope == "token":
+        if self.anew:
             where, share = self._where(now, hidden.device)
             if share != "none":
                 at = slice(None) if share == "all" else where
                 with torch.no_grad():
-                    shift = steer.shift(layer, hidden[at].float())
+                    shift = steer.shift(layer, (hidden if read is None else read)[at].float())
                     now.sums.append((self, layer, shift.sum()))  # looked at when the pass ends, all at once
                 if self._trace is not None:
                     lengths = torch.zeros(where.shape, device=hidden.device)
@@ -189,7 +192,7 @@ class Run:
         # Tokens that are not steered keep their bits: -0.0 is what changes no number when it is added.
         if share == "none":
             edited = hidden
-        elif steer.scope != "token":
+        elif not self.anew:
             edited = hidden + shift if share == "all" else torch.where(where[..., None], hidden + shift, hidden)
         elif share == "all":
             edited = hidden + _neutral(shift).to(hidden.dtype)
@@ -292,7 +295,7 @@ class Run:
         pads not counted. gate: the gate's score, NaN without gate; of the prompt, or of the token where the gate
         decides per token. p_before, p_after: the probe's P_V there, NaN for methods without a probe. eps: length of
         the shift, in units of the residual stream (of the activations at site "neurons"), 0 where the edit changed
-        no bit. share: eps over the length of the residual (or activations) there.
+        no bit. share: eps over the length of what it is added to.
         """
         if self._trace is None:
             raise WorkbenchError(

@@ -2,7 +2,7 @@
 
 One `Session` per model holds the hooks, on the twin and on the bridge, so that whatever runs is steered. It
 looks at every forward pass once (`Pass`) and lets each `Run`, one intervention that is on, edit the output of
-each block, or the input of its down projection, in the order in which the interventions were switched on.
+each block, or what its down projection is given or returns, in the order in which the interventions were switched on.
 
 What is fixed at the prompt (gate, read position, shift) is a `Prompt`. It belongs to the key-value cache that
 the prompt's pass filled, so that interleaved generations do not mix, and a cache filled elsewhere is refused.
@@ -42,7 +42,7 @@ class Session:
         self._stacks: list[tuple[nn.Module, list[str], Sequence[nn.Module]]] = []
         self._now: Pass | None = None
         self._undo: list[Callable[[], Any]] = []
-        self._at_neurons: set[int] = set()  # layers whose MLP is hooked too
+        self._at_mlps: set[tuple[str, int]] = set()  # (site, layer) of down projections that are hooked too
 
     @staticmethod
     def of(model: Model) -> "Session":
@@ -60,8 +60,8 @@ class Session:
         try:
             if not self._undo:
                 self._hook()
-            if run.steer.site == "neurons":
-                self._hook_neurons(run.steer.layers)
+            if run.steer.site != "residual":
+                self._hook_mlps(run.steer.site, run.steer.layers)
             self.runs.append(run)
             yield run
         finally:
@@ -99,19 +99,25 @@ class Session:
                 vars(module)[name] = self._as_one_call(getattr(module, name))
                 self._undo.append(partial(vars(module).pop, name, None))
 
-    def _hook_neurons(self, layers: Sequence[int]) -> None:
-        """Hooks where the MLPs' hidden activations enter the down projections, of twin and bridge."""
-        for layer in set(layers) - self._at_neurons:
-            self._at_neurons.add(layer)
-            for projection in (self.model.neurons(layer), self.model.bridge.blocks[layer].mlp.out):
-                handle = projection.register_forward_pre_hook(self._projection(layer), prepend=True)
-                self._undo.append(handle.remove)
+    def _hook_mlps(self, site: str, layers: Sequence[int]) -> None:
+        """Hooks of a site at the down projections of twin and bridge, where TransformerLens sees what they made."""
+        for layer in layers:
+            if (site, layer) in self._at_mlps:
+                continue
+            self._at_mlps.add((site, layer))
+            own, bridged = self.model.neurons(layer), self.model.bridge.blocks[layer].mlp.out
+            if site == "neurons":
+                hooks = [p.register_forward_pre_hook(self._neurons(layer), prepend=True) for p in (own, bridged)]
+            else:
+                projections = (own, bridged.original_component)
+                hooks = [p.register_forward_hook(self._mlp_out(layer), prepend=True) for p in projections]
+            self._undo += [handle.remove for handle in hooks]
 
     def _unhook(self) -> None:
         while self._undo:
             self._undo.pop()()
         self._now = None
-        self._at_neurons.clear()
+        self._at_mlps.clear()
 
     # -- hooks -----------------------------------------------------------------------------------------------
 
@@ -146,7 +152,7 @@ class Session:
                         allowed="a gate per token only at or below the first steered layer",
                     )
                 run.decide(now, self._dry_pass(owner, now, read))
-        if run.steer.matched is not None and run.steer.scope != "token" and not prompt.shift:
+        if run.steer.matched is not None and not run.anew and not prompt.shift:
             model_run = Run(run.steer.matched, self.model)
             open_to_all = torch.ones(now.rows, dtype=torch.bool)
             now.prompts[model_run] = own = Prompt(prompt.lengths, 0, prompt.end, open=open_to_all)
@@ -188,12 +194,19 @@ class Session:
 
         return block
 
-    def _projection(self, layer: int) -> Callable[..., Any]:
-        def projection(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def _neurons(self, layer: int) -> Callable[..., Any]:
+        def neurons(module: nn.Module, args: tuple[Any, ...]) -> Any:
             now = self._passing(f"The MLP of block {layer}")
             return None if now is None else (self._steer("neurons", layer, args[0], now), *args[1:])
 
-        return projection
+        return neurons
+
+    def _mlp_out(self, layer: int) -> Callable[..., Any]:
+        def mlp_out(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+            now = self._passing(f"The MLP of block {layer}")
+            return None if now is None else self._steer("mlp_out", layer, output, now, args[0])
+
+        return mlp_out
 
     def _passing(self, asked: str) -> Pass | None:
         """The pass that is running; None where there is nothing to steer."""
@@ -207,13 +220,15 @@ class Session:
             )
         return self._now
 
-    def _steer(self, site: str, layer: int, hidden: torch.Tensor, now: Pass) -> torch.Tensor:
-        """What all runs make of residuals or neurons (row, column, d), in their order."""
+    def _steer(
+        self, site: str, layer: int, hidden: torch.Tensor, now: Pass, read: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What all runs make of what stands at a site (row, column, d), in their order; `read` as in `Run.edit`."""
         if not self._dry:
             now.fired.add((site, layer))
         for run in self.runs:
             if layer in run.fired and run.steer.site == site:
-                hidden = run.edit(layer, hidden, now)
+                hidden = run.edit(layer, hidden, now, read)
         return hidden
 
     def _after(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
