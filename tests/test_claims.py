@@ -15,7 +15,7 @@ import workbench as wb
 from workbench.embedded import data, judge
 from workbench.embedded.grammar import SCRAMBLED_ORDER
 
-TARGETS = (0.9, 0.94)  # two of those that the tour tries
+TARGETS = (0.74, 0.78)  # two of those that the tour tries
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +100,17 @@ def test_the_circle_is_found_and_the_scrambled_one_is_not_schwartzs(circle, prob
 
 def test_gated_conva_controls_and_leaves_the_rest_alone(circle, pairs, gate):
     questions = wb.load_questions("embedded")
-    probes = wb.fit_probes(circle, pairs, C=1e-4)
+    probes = wb.fit_probes(circle, pairs, C=1e-5)
 
     def conva(value, target):
         return wb.ConVA(probes, value, target=target, layers=[3], gate=gate)
 
     chosen, _ = wb.evaluation.tune(circle, conva, TARGETS, questions)
     methods = {"Base": lambda value: wb.Base(), "ConVA": lambda value: conva(value, chosen[value])}
-    means = (
-        wb.evaluate(circle, methods, questions).groupby("method")[["csr", "fr"]].mean()
-    )
-    n = int((questions["split"] == "test").sum())
-    assert wb.evaluation.newcombe(means.loc["ConVA", "csr"], n, means.loc["Base", "csr"], n)[0] > 0.4
-    assert means.loc["ConVA", "fr"] >= means.loc["Base", "fr"] - 0.02
+    result = wb.study(circle, methods, questions, limit=60)
+    csr, fr = (result.compare(metric=metric).query("value == 'all'").iloc[0] for metric in ("csr", "fr"))
+    assert csr["low"] > 0.4 and csr["high"] > 0.5 and csr["p"] < 1e-6
+    assert fr["difference"] >= -0.02
 
     unrelated = wb.load_unrelated("embedded")
     asked = unrelated[(unrelated["split"] == "test") & ~unrelated["related"]].reset_index(drop=True)

@@ -25,8 +25,11 @@ ORDER: tuple[str, ...] = tuple(
     "__main__".split()
 )
 # The exceptions, inside functions only: the loaders hand a request for "embedded" to the embedded world, a fit
-# knows its picture and an evaluation its report.
-LAZY_EXCEPTIONS = {("prompts", "embedded"), ("models", "embedded"), ("geometry", "figures"), ("evaluation", "report")}
+# knows its picture, an evaluation its report, and the teacher of an adapter speaks.
+LAZY_EXCEPTIONS = {
+    ("prompts", "embedded"), ("models", "embedded"), ("geometry", "figures"), ("evaluation", "report"),
+    ("steering", "generate"),
+}  # fmt: skip
 
 
 class Import(NamedTuple):

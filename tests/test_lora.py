@@ -126,6 +126,25 @@ def test_it_reads_neurons_as_another_method_left_them(tiny_model):
         torch.testing.assert_close(logits(model, pushed), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_two_add_up_and_every_hook_sees_what_they_made(tiny_model):
+    model = tiny_model()
+    steer, seen = LoRA(an_adapter(model), layers=[1]), []
+    watch = model.neurons(1).register_forward_hook(lambda _module, _given, out: seen.append(out))
+    ids = torch.tensor(model.encode(PROMPTS[:1], chat=True))
+    name = "blocks.1.mlp.out.hook_out"
+    with replace(steer, strength=0.5).on(model), replace(steer, strength=0.25).on(model):
+        model.twin(ids)
+        _, cache = model.bridge.run_with_cache(ids, names_filter=name)
+    with replace(steer, strength=0.75).on(model):
+        model.twin(ids)
+    model.twin(ids)
+    watch.remove()
+    both, once, plain = seen
+    torch.testing.assert_close(both, once, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cache[name], both, rtol=1e-5, atol=1e-5)
+    assert (both - plain).abs().max() > 0.01
+
+
 def test_strength_is_told_as_for_others(tiny_model):
     model = tiny_model()
     steer, probe = LoRA(an_adapter(model), layers=[0, 2]), []

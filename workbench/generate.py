@@ -166,7 +166,7 @@ def _decode(
     from transformers import DynamicCache
 
     cache, (step, mask) = DynamicCache(config=model.twin.config), model.pad(ids, side="left")
-    given = {"past_key_values": cache, "use_cache": True, **_keep(model, 1)}
+    given = {"past_key_values": cache, "use_cache": True, **keep_last(model, 1)}
     while True:
         positions = (mask.cumsum(1) - 1).clamp(0, model.context - 1)[:, -step.shape[1] :]
         with _on(model, runs):
@@ -184,7 +184,7 @@ def _decode(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
 
 
-def _keep(model: Model, last: int) -> dict[str, int]:
+def keep_last(model: Model, last: int) -> dict[str, int]:
     """Asks for the logits of the last tokens only, of models that know how."""
     return {"logits_to_keep": last} if "logits_to_keep" in inspect.signature(model.twin.forward).parameters else {}
 
@@ -216,7 +216,7 @@ def _divergence(
         rows = [prompt + answer[:-1] for prompt, answer in zip(prompts, written, strict=True)]
         step, mask = model.pad(rows, side="left")
         positions, keep = (mask.cumsum(1) - 1).clamp(min=0), max(map(len, written))
-        given = {"attention_mask": mask, "position_ids": positions, "use_cache": False, **_keep(model, keep)}
+        given = {"attention_mask": mask, "position_ids": positions, "use_cache": False, **keep_last(model, keep)}
         with _on(model, runs):
             return model.speaker(input_ids=step, **given).logits[:, -keep:].float().log_softmax(-1)
 

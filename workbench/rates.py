@@ -123,8 +123,8 @@ def mcnemar(first: Any, second: Any) -> float:
     first, second = np.asarray(first, float), np.asarray(second, float)
     both = np.concatenate([first, second])
     if other := set(both[~np.isnan(both)]) - {0.0, 1.0}:
-        raise WorkbenchError("McNemar's test was asked for.", found=f"scores {sorted(map(float, other))[:5]}", allowed="0 and 1",
-                             do="Use sign_flip for scores in between.")  # fmt: skip
+        raise WorkbenchError("McNemar's test was asked for.", found=f"scores {sorted(map(float, other))[:5]}",
+                             allowed="0 and 1", do="Use sign_flip for scores in between.")  # fmt: skip
     return sign_flip(first, second)
 
 

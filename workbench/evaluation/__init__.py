@@ -3,8 +3,14 @@
 from ..rates import newcombe as newcombe
 from ..rates import wilson as wilson
 from .agreement import agreement as agreement
+from .agreement import confusion as confusion
+from .agreement import judge_agreement as judge_agreement
 from .answers import answer as answer
+from .capability import choice_accuracy as choice_accuracy
+from .capability import intact as intact
+from .capability import load_choices as load_choices
 from .capability import unrelated_accuracy as unrelated_accuracy
+from .capability import unrelated_table as unrelated_table
 from .comparison import compare as compare
 from .comparison import non_inferior as non_inferior
 from .comparison import rates as rates
@@ -15,6 +21,10 @@ from .judges import judged as judged
 from .leakage import at_matched as at_matched
 from .leakage import leakage as leakage
 from .lineup import Lineup as Lineup
+from .llm_judge import LLMJudge as LLMJudge
+from .llm_judge import RankingJudge as RankingJudge
+from .llm_judge import win_rate as win_rate
+from .local_judge import LocalJudge as LocalJudge
 from .results import Evaluation as Evaluation
 from .results import open_evaluation as open_evaluation
 from .study import evaluate as evaluate

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..activations.forward import batches
 from ..errors import WorkbenchError
-from ..generate import _keep
+from ..generate import keep_last
 from ..models import Model
 from ..rates import wilson
 from ..steering.intervention import Intervention
@@ -200,7 +200,7 @@ def likelihoods(
         steered = steer.on(model, prompt_lengths=lengths, questions=reads) if steer and steer.layers else nullcontext()
         given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0), "use_cache": False}
         with steered:
-            logits = model.speaker(input_ids=ids, **given, **_keep(model, keep)).logits[:, -keep:].float()
+            logits = model.speaker(input_ids=ids, **given, **keep_last(model, keep)).logits[:, -keep:].float()
         if not bool(torch.isfinite(logits.amax(-1)).all()):
             raise WorkbenchError(asked, found="NaN or inf in the logits",
                                  do="Steer less, or load the model with dtype='float32'.")  # fmt: skip

@@ -35,13 +35,13 @@ class Config:
 
     model: as `load_model` takes it; model_options: further arguments of it, such as dtype, device, revision. data:
     "embedded", "natural" or a folder; left out, what fits the model. methods: of `lineup.ENTRIES`, and "X at Y" for X
-    at the CSR that Y reaches. values: steered. layers, neuron_layers, C, share, settings: as for `Lineup`, whose
+    at the CSR that Y reaches. values: steered. layers, neuron_layers, C, share, room, settings: as for `Lineup`, whose
     settings [settings.NAME] replaces; calibration: questions per value to tune on (0: all). limit: test questions per
     value (0: all). temperature, seeds, negative ("natural": the prompts of that set), pooled, judged_values, fluency,
     max_new_tokens, kl, batch_size, engine, workers, address: as for `study`. unrelated, hard: whether those prompts are
-    asked, and at most how many (0: none). rounds: of halving when tuning. judge: table with kind "exact", "none",
-    "llm" (url, model, then options of `LLMJudge`) or "local" (model, then options of `LocalJudge`). report: where the
-    page goes; left out, report.html in the store.
+    asked, and at most how many (0: none). rounds: of halving when tuning. judge: table with by = "exact", "none", "llm"
+    (then options of `LLMJudge`: url, model, ...) or "local" (then options of `LocalJudge`: model, kind, ...). report:
+    where the page goes; left out, report.html in the store.
     """
 
     model: str
@@ -54,6 +54,7 @@ class Config:
     neuron_layers: Sequence[Sequence[int]] | None = None
     C: float = 1.0
     share: float = 0.005
+    room: int = 24
     settings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     calibration: int = 0
     rounds: int = 1
@@ -103,20 +104,21 @@ def read_config(path: str | Path) -> Config:
     return config
 
 
-def read_judge(table: dict[str, Any], folder: Path) -> Judge | None:
+def read_judge(table: dict[str, Any], folder: Path, home: Path) -> Judge | None:
     """The judge that a config names; an LLM's replies are kept in the store, and read again without network."""
     options = dict(table)
-    kind = options.pop("kind", "exact")
-    if kind == "llm":
+    by = options.pop("by", "exact")
+    if by == "llm":
         from .llm_judge import LLMJudge
 
         return LLMJudge(**{"cache": folder / "judge.jsonl", **options})
-    if kind == "local":
+    if by == "local":
         from .local_judge import LocalJudge
 
-        return LocalJudge(**options)
-    if kind not in ("exact", "none"):
-        raise WorkbenchError(f"The judge {kind!r} was asked for.", allowed="'exact', 'none', 'llm', 'local'")
+        path = home / str(options.get("model", ""))
+        return LocalJudge(**{**options, "model": path if path.is_dir() else options.get("model", "")})
+    if by not in ("exact", "none"):
+        raise WorkbenchError(f"The judge {by!r} was asked for.", allowed="'exact', 'none', 'llm', 'local'")
     return None  # `study` takes the exact judge for embedded models
 
 
@@ -125,9 +127,10 @@ def run_config(config: Config, progress: bool = True) -> Evaluation:
     folder = config.home / config.store
     local = config.home / config.model
     model = load_model(str(local) if local.is_dir() else config.model, **config.model_options)
-    judge = read_judge(config.judge, folder)
+    judge = read_judge(config.judge, folder, config.home)
     lineup = Lineup(model, config.data, config.layers, config.neuron_layers, config.C, config.share,
-                    calibration=config.calibration or None, settings=config.settings, values=config.values)  # fmt: skip
+                    calibration=config.calibration or None, settings=config.settings, values=config.values,
+                    room=config.room)  # fmt: skip
     methods = lineup.methods(config.methods, tunings := {})
     decoding = {name: getattr(config, name) for name in ("max_new_tokens", "batch_size")}
     unrelated, hard = lineup.other_prompts(False, config.unrelated), lineup.other_prompts(True, config.hard)

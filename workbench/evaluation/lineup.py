@@ -57,7 +57,7 @@ class Lineup:
     `Probes.choose_layers`. neuron_layers: the same for neuron methods; None takes, one at a time, the two layers at
     which NeVA's neurons carry most of the probe. C: of the steering probes. gate: None fits a ProbeGate. calibration:
     questions per value to tune on. settings: method -> its settings, in place of `entries()[method].settings`.
-    share: of neurons that NeVA may keep.
+    share: of neurons that NeVA may keep. room: tokens of the context that every prompt must leave for its answer.
     """
 
     model: Model
@@ -70,6 +70,7 @@ class Lineup:
     calibration: int | None = None
     settings: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
     values: Sequence[str] = VALUES
+    room: int = 24
 
     def __post_init__(self):
         self.data = self.data or ("embedded" if self.model.world else "natural")
@@ -103,12 +104,12 @@ class Lineup:
 
     @cached_property
     def questions(self) -> pd.DataFrame:
-        table = self._fit(load_questions(self.data), "question", chat=True, room=24)
+        table = self._fit(load_questions(self.data), "question", chat=True, room=self.room)
         return table[table["value"].isin(list(self.values))]
 
     @cached_property
     def unrelated(self) -> pd.DataFrame:
-        return self._fit(load_unrelated(self.data), "prompt", chat=True, room=24)
+        return self._fit(load_unrelated(self.data), "prompt", chat=True, room=self.room)
 
     def other_prompts(self, hard: bool, most: int) -> pd.DataFrame | None:
         """At most so many unrelated test prompts, spread over their kinds, or hard ones; None where there are none."""
@@ -152,7 +153,7 @@ class Lineup:
             own = asked.loc[asked["value"] == value, "question"]
             for level in ("high", "low"):
                 told = pd.DataFrame({"question": self.model.instruct(value, level) + " " + own})
-                prompts = self._fit(told, "question", chat=True, room=24)["question"].tolist()
+                prompts = self._fit(told, "question", chat=True, room=self.room)["question"].tolist()
                 said = generate(self.model, prompts, temperature=default_temperature(self.model), max_new_tokens=24)
                 found[value, level] = activation_shares(self.model, prompts, said)
         return found

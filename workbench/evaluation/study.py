@@ -101,7 +101,8 @@ def study(
     for embedded models and greedy for others; greedily one seed is enough. tuning: how strengths were chosen, for the
     report. fluency: perplexity of the answers under the unsteered model too. store: a folder that keeps all
     answers; the same call goes on after a kill. engine: "ray" spreads the parts over `workers` of a local Ray or the
-    one at `address`; the answers are the same. decoding: max_new_tokens, kl, batch_size, as for `answers.ask`.
+    one at `address`; the answers are the same. decoding: max_new_tokens, batch_size and kl, as for `answers.ask`; kl,
+    which takes as long as the answers do, for own questions at the first temperature and seed only.
 
     Raises WorkbenchError for tables without what is asked and for interventions of another model, before anything runs.
     """
@@ -185,6 +186,8 @@ def _plan(
                     decode = {"max_new_tokens": 64, **decoding, "temperature": t, "seed": int(seed)}
                     if set_ in ("unrelated", "hard"):
                         decode["max_new_tokens"] = min(decode["max_new_tokens"], UNRELATED_TOKENS)
+                    if (set_, prompt, t, seed) != ("own", "none", temperatures[0], seeds[0]):
+                        decode.pop("kl", None)
                     part = Part(steer, tuple(rows["value"]), tuple(rows["question"]), each, decode)
                     yield Job(set_, method, value, prompt, t, int(seed)), part
 

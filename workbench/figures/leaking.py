@@ -136,7 +136,7 @@ def leakage_by_step(leakages: Sequence["Leakage"]) -> go.Figure:
     for k, leakage in enumerate(leakages):
         style, name = look[leakage.method], escape(leakage.method, 40)
         steps, fit = leakage.profile()
-        steps = steps
+        steps = steps[steps["step"] > 0]
         aside = (k - (many - 1) / 2) * min(0.09, 0.6 / many)
         for col, what in enumerate(("raw", "centred"), 1):
             place: dict[str, Any] = dict(row=1, col=col)

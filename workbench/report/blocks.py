@@ -88,7 +88,9 @@ def _shown(x: float) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Block:
     """Rows of `cell`s; anything else becomes one."""
     full = [[c if isinstance(c, dict) else cell(c) for c in row] for row in rows]
-    return {"kind": "table", "head": list(head), "rows": full, "caption": caption}
+    looks = ["text" if full and all(row[k]["look"] == "text" for row in full) else "" for k in range(len(head))]
+    heads = [cell(name, look=look) for name, look in zip(head, looks, strict=True)]
+    return {"kind": "table", "head": heads, "rows": full, "caption": caption}
 
 
 def frame(data: pd.DataFrame, names: dict[str, str], caption: str = "") -> Block:
