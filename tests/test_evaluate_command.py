@@ -1,5 +1,7 @@
 """`workbench evaluate CONFIG.toml`: what a file may say, and the whole way on models made here and by others."""
 
+import re
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -7,7 +9,7 @@ from typer.testing import CliRunner
 import workbench as wb
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.evaluation.config import Config, read_config, read_judge, run_config
+from workbench.evaluation.config import read_config, read_judge, run_config
 from workbench.evaluation.judges import ExactJudge
 from workbench.evaluation.lineup import ENTRIES, Lineup, matched
 from workbench.evaluation.tuning import Tuning
@@ -49,8 +51,6 @@ def config(tmp_path, text):
 def test_a_wrong_file_is_told(tmp_path, text, told):
     with pytest.raises(WorkbenchError) as error:
         read_config(config(tmp_path, text))
-    import re
-
     assert re.search(told, str(error.value), re.DOTALL), error.value
 
 
@@ -67,7 +67,8 @@ def test_the_command_does_the_whole_and_a_second_call_asks_nothing_new(tmp_path)
     assert done.exit_code == 0, done.output
     assert "ConVA at CAA" in done.output and "report.html" in done.output
     kept = tmp_path / "kept"
-    assert {"answers.parquet", "manifest.json", "report.html", "table.csv", "table.tex"} <= {f.name for f in kept.iterdir()}
+    files = {file.name for file in kept.iterdir()}
+    assert {"answers.parquet", "manifest.json", "report.html", "table.csv", "table.tex"} <= files
     result = wb.open_evaluation(kept)
     chosen = {name: curve.query("chosen").set_index("value")["setting"] for name, curve in result.tuning.items()}
     assert set(chosen) == {"CAA", "ConVA"}, "ablations and controls follow, and are not tuned"
@@ -87,7 +88,7 @@ def test_keys_are_shown_with_all_methods():
     assert shown.exit_code == 0 and all(name in shown.output for name in (*ENTRIES, "judged_values"))
 
 
-def test_on_a_model_by_others_the_pipeline_runs_with_its_questions_and_a_judge(craftgpt, reference, tmp_path):
+def test_on_a_model_by_others_the_pipeline_runs_with_its_questions_and_a_judge(craftgpt, tmp_path):
     """Whatever the figures: the judge here only looks for words."""
 
     class Words(ExactJudge):
@@ -99,20 +100,16 @@ def test_on_a_model_by_others_the_pipeline_runs_with_its_questions_and_a_judge(c
         def fluent(self, answer):
             return bool(answer.strip())
 
-    folder = reference / "models" / "craftgpt"
-    asked = Config(
-        model=str(folder), store="kept", data="natural", methods=["Base", "CAA", "ConVA", "NeVA"], layers=[[3]],
-        neuron_layers=[[3]], values=["security", "power"], share=0.02, room=8, calibration=4, limit=4, seeds=[0], hard=4,
-        max_new_tokens=8, unrelated=0, home=tmp_path,
-        settings={"ConVA": [{"layers": [3], "target": 0.9}], "CAA": [{"layers": [3], "strength": 1.0}],
-                  "NeVA": [{"layers": [3], "target": 0.7}]},
-    )  # fmt: skip
-    lineup = Lineup(craftgpt, "natural", [[3]], [[3]], values=asked.values, room=8, share=0.02, settings=asked.settings)
-    result = wb.study(craftgpt, lineup.methods(asked.methods, {}), lineup.questions, Words(), limit=4, negative=True,
+    settings = {"ConVA": [{"layers": [3], "target": 0.9}], "CAA": [{"layers": [3], "strength": 1.0}],
+                "NeVA": [{"target": 0.7}]}  # fmt: skip
+    methods, values = ["Base", "CAA", "ConVA", "NeVA"], [*wb.VALUES[:2], "security"]
+    lineup = Lineup(craftgpt, "natural", [[3]], [[2, 3, 4]], values=values, room=8, share=0.02, settings=settings)
+    result = wb.study(craftgpt, lineup.methods(methods, {}), lineup.questions, Words(), limit=4, negative=True,
                       hard=lineup.other_prompts(True, 4), max_new_tokens=8, store=tmp_path)  # fmt: skip
     table = result.table()
-    assert table["csr"].notna().any() and set(table["method"]) == {*asked.methods}
+    assert table["csr"].notna().any() and set(table["method"]) == {*methods}
     assert (result.pick(prompt="negative")["note"] != "").any(), "negative prompts that do not fit are said, not cut"
+    assert "NeVA cannot steer self-direction" in result.missing, "none of its neurons is selective: said, not hidden"
     assert result.report(tmp_path / "report.html").is_file()
 
 

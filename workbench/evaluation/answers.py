@@ -13,7 +13,7 @@ from ..generate import generate
 from ..models import Instruction, Model
 from ..steering.intervention import Intervention
 
-Methods = Mapping[str, Callable[[str], Intervention]]
+Methods = Mapping[str, Callable[[str], Any]]
 """Name -> function from the steered value to an intervention."""
 ROOM = 4  # tokens of the context that a prompt must leave for its answer
 

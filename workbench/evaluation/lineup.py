@@ -22,7 +22,7 @@ from ..errors import WorkbenchError
 from ..gates import Gate, ProbeGate
 from ..generate import generate
 from ..models import Model
-from ..neurons import activation_shares, neuron_contrasts, random_neurons, select_neurons
+from ..neurons import Neurons, activation_shares, neuron_contrasts, random_neurons, select_neurons
 from ..probes import Probes, fit_probes
 from ..prompts import load_pairs, load_questions, load_unrelated, that_fit
 from ..steering import CAA, DPNLE, ICA, LAPE, NPTI, SCAV, Base, ConVA, Intervention, LoRA, NeVA, RandomDirection
@@ -38,11 +38,12 @@ Setting = dict[str, Any]
 
 
 class Entry(NamedTuple):
-    """A method of the line-up. make(lineup, value, setting) -> intervention; settings(lineup): weakest first, one for
-    methods that have no strength. follows: the method whose chosen setting it takes. about: what it is there for.
+    """A method of the line-up. make(lineup, value, setting) -> intervention, or None where it cannot steer the value.
+    settings(lineup): weakest first, one for methods that have no strength. follows: the method whose chosen setting it
+    takes. about: what it is there for.
     """
 
-    make: Callable[["Lineup", str, Setting], Intervention]
+    make: Callable[["Lineup", str, Setting], Intervention | None]
     settings: Callable[["Lineup"], list[Setting]] = lambda _: [{}]
     follows: str = ""
     about: str = ""
@@ -138,11 +139,18 @@ class Lineup:
         return neuron_contrasts(self.model, self.pairs)
 
     @cached_property
-    def neurons(self) -> dict[str, Any]:
-        """NeVA's neurons of every value."""
-        return select_neurons(self.model, self.contrasts, self.probes, share=self.share,
-                              layers=None if self.neuron_layers is None else sorted({*sum(map(list, self.neuron_layers),
-                                                                                          [])}))  # fmt: skip
+    def neurons(self) -> dict[str, Neurons]:
+        """NeVA's neurons of every value for which there are any."""
+        at = None if self.neuron_layers is None else sorted({layer for own in self.neuron_layers for layer in own})
+        found, problem = {}, None
+        for value in self.values:
+            try:
+                found[value] = select_neurons(self.model, self.contrasts, self.probes, value, at, self.share)
+            except WorkbenchError as refused:  # none that is selective enough: that value is left out
+                problem = refused
+        if problem is not None and not found:
+            raise problem
+        return found
 
     @cached_property
     def shares(self) -> dict[tuple[str, str], xr.Dataset]:
@@ -182,7 +190,7 @@ class Lineup:
         """Settings of a method, weakest first."""
         return list(self.settings.get(name) or self.entry(name).settings(self))
 
-    def family(self, name: str) -> Callable[[str, Setting], Intervention]:
+    def family(self, name: str) -> Callable[[str, Setting], Intervention | None]:
         return partial(self.entry(name).make, self)
 
     def tune(self, names: Sequence[str], record: str | Path | None = None, **options: Any) -> dict[str, Tuning]:
@@ -202,14 +210,17 @@ class Lineup:
             self.entry(name)  # an unknown name is told before anything is fitted
         return {name: partial(self._made, name, tunings) for name in names}
 
-    def _made(self, name: str, tunings: Mapping[str, Tuning], value: str) -> Intervention:
+    def _made(self, name: str, tunings: Mapping[str, Tuning], value: str) -> Intervention | None:
         base, _, other = name.partition(" at ")
         entry = self.entry(name)
         if other and name not in ENTRIES:
+            if any(value not in tunings[part].chosen for part in (base, other)):
+                return None
             return entry.make(self, value, matched(tunings[base], tunings[other], value, self.choices(base)))
         source = entry.follows or name
-        setting = tunings[source].chosen[value] if source in tunings else self.choices(source)[0]
-        return entry.make(self, value, setting)
+        if source in tunings and value not in tunings[source].chosen:
+            return None
+        return entry.make(self, value, tunings[source].chosen[value] if source in tunings else self.choices(source)[0])
 
 
 def matched(tuning: Tuning, other: Tuning, value: str, settings: Sequence[Setting]) -> Setting:
@@ -236,13 +247,15 @@ def _conva(lineup: Lineup, value: str, setting: Setting, **other: Any) -> Interv
     return ConVA(lineup.probes, value, **{"gate": lineup.gate, **setting, **other})
 
 
-def _neva(lineup: Lineup, value: str, setting: Setting) -> Intervention:
+def _neva(lineup: Lineup, value: str, setting: Setting) -> Intervention | None:
+    if value not in lineup.neurons:
+        return None
     return NeVA(lineup.probes, value, lineup.neurons[value], gate=lineup.gate, **{"scope": "all", **setting})
 
 
-def _random_neurons(lineup: Lineup, value: str, setting: Setting) -> Intervention:
+def _random_neurons(lineup: Lineup, value: str, setting: Setting) -> Intervention | None:
     neva = _neva(lineup, value, setting)
-    return replace(neva, neurons=random_neurons(lineup.model, lineup.neurons[value]))  # type: ignore[type-var]
+    return neva and replace(neva, neurons=random_neurons(lineup.model, lineup.neurons[value]))  # type: ignore[type-var]
 
 
 def _npti(lineup: Lineup, value: str, setting: Setting) -> Intervention:

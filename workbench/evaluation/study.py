@@ -94,15 +94,16 @@ def study(
       left out) under steering each value (first temperature and seed). Where the table has answers and the judge can
       tell (`right`), the column `right` says whether it was answered rightly.
 
-    methods: name -> function from the steered value; "Base" is added where it is missing, since everything is read
-    against it. questions: columns value, question, split; `split` of them, at most `limit` per value. judge: None
-    takes the exact judge for embedded models, and none for others. judged_values: "all", or "own" for the steered value
-    only, which costs a tenth but gives no leakage. temperature: one or several, the first is the main one; None is 1
-    for embedded models and greedy for others; greedily one seed is enough. tuning: how strengths were chosen, for the
-    report. fluency: perplexity of the answers under the unsteered model too. store: a folder that keeps all
-    answers; the same call goes on after a kill. engine: "ray" spreads the parts over `workers` of a local Ray or the
-    one at `address`; the answers are the same. decoding: max_new_tokens, batch_size and kl, as for `answers.ask`; kl,
-    which takes as long as the answers do, for own questions at the first temperature and seed only.
+    methods: name -> function from the steered value, which may return None for a value that the method cannot steer;
+    "Base" is added where it is missing, since everything is read against it. questions: columns value, question, split;
+    `split` of them, at most `limit` per value. judge: None takes the exact judge for embedded models, and none for
+    others. judged_values: "all", or "own" for the steered value only, which costs a tenth but gives no leakage.
+    temperature: one or several, the first is the main one; None is 1 for embedded models and greedy for others;
+    greedily one seed is enough. tuning: how strengths were chosen, for the report. fluency: perplexity of the answers
+    under the unsteered model too. store: a folder that keeps all answers; the same call goes on after a kill. engine:
+    "ray" spreads the parts over `workers` of a local Ray or the one at `address`; the answers are the same. decoding:
+    max_new_tokens, batch_size and kl, as for `answers.ask`; kl, which takes as long as the answers do, for own
+    questions at the first temperature and seed only.
 
     Raises WorkbenchError for tables without what is asked and for interventions of another model, before anything runs.
     """
@@ -120,7 +121,8 @@ def study(
             table = table[~table["related"]] if "related" in table else table
             table = table[table["split"] == split] if split and "split" in table else table
             tables[name] = pd.DataFrame({"value": "", "question": table["prompt"]})
-    steers = {(name, value): methods[name](value) for name in methods for value in dict.fromkeys(chosen["value"])}
+    made = {(name, value): methods[name](value) for name in methods for value in dict.fromkeys(chosen["value"])}
+    steers = {key: steer for key, steer in made.items() if steer is not None}
     for steer in {id(steer): steer for steer in steers.values()}.values():
         steer.check(model)
     told = _negative(model, chosen, negative)
@@ -158,7 +160,8 @@ def study(
             "methods": {name: {v: repr(s) for (n, v), s in steers.items() if n == name} for name in methods},
         },
         {name: tuned.curve for name, tuned in (tuning or {}).items()},
-        _missing(judge, tables, negative, seeds, temperatures, judged_values),
+        [*(f"{name} cannot steer {value}" for name, value in made if (name, value) not in steers),
+         *_missing(judge, tables, negative, seeds, temperatures, judged_values)],
     )
     if folder is not None:
         result.save(folder)

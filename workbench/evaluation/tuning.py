@@ -29,6 +29,9 @@ from .answers import ask, default_temperature, select
 from .capability import unrelated_accuracy
 from .judges import NO_JUDGE, Judge, default_judge, judged
 
+CURVE = ("value", "setting", "round", "n", "csr", "low", "high", "fr", "fr_low", "fr_high", "unrelated", "fluent",
+         "chosen")  # fmt: skip
+
 
 class Tuning(NamedTuple):
     """chosen: value -> setting. curve: one row per value and setting as far as it came: value, setting (its repr;
@@ -58,10 +61,11 @@ def tune(
 ) -> Tuning:
     """Choose each value's setting; see the module's page for the objective.
 
-    family(value, setting) -> intervention; a setting is a strength, or whatever `family` takes, weakest first. Where no
-    setting is fluent the first is taken. questions: those of split "calibration" are used, at most `limit` per value.
-    unrelated: a table as for `unrelated_accuracy`, whose calibration rows, 40 at most, are asked of each value's best
-    setting, and of the next where that costs too much. record: a file of JSON lines. decoding: as for `answer`.
+    family(value, setting) -> intervention, or None for values that it cannot steer, which are left out; a setting is a
+    strength, or whatever `family` takes, weakest first. Where no setting is fluent the first is taken. questions: those
+    of split "calibration" are used, at most `limit` per value. unrelated: a table as for `unrelated_accuracy`, whose
+    calibration rows, 40 at most, are asked of each value's best setting, and of the next where that costs too much.
+    record: a file of JSON lines. decoding: as for `answer`.
 
     Raises WorkbenchError without a judge, without settings, and for fewer than 1 round.
     """
@@ -72,6 +76,10 @@ def tune(
         raise WorkbenchError("Settings were to be chosen.", found=f"{len(settings)} settings, {rounds} rounds",
                              allowed="one of each or more")  # fmt: skip
     questions = select(questions, "calibration", limit)
+    able = [value for value in dict.fromkeys(questions["value"]) if family(value, settings[0]) is not None]
+    questions = questions[questions["value"].isin(able)]
+    if questions.empty:
+        return Tuning({}, pd.DataFrame(columns=list(CURVE)))
     tries = _Tries(model, family, settings, questions, judge, seed, decoding, record)
     alive = {value: list(range(len(settings))) for value in tries.values}
     longest = max(map(len, tries.asked.values()))

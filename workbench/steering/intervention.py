@@ -31,9 +31,11 @@ SCOPES = ("all", "generated", "token")
 class Intervention:
     """A steering method with its settings. Subclasses are frozen dataclasses, one file each.
 
-    layers: blocks that are changed. site: what of them, "residual", the block's output (d_model), or "neurons", the
-    MLP's hidden activations (d_mlp), as they enter the down projection. gate: who is steered, None for everyone; a
-    gate with `per_token` decides anew at each token from the last prompt token on. scope:
+    layers: blocks that are changed. site: what of them, "residual", the block's output (d_model); "neurons", the
+    MLP's hidden activations (d_mlp), as they enter the down projection; or "mlp_out", what that projection returns
+    (d_model), where the shift is computed anew at each token that the scope names, from the token's own neurons.
+    gate: who is steered, None for everyone; a gate with `per_token` decides anew at each token from the last prompt
+    token on. scope:
 
     - "all": one shift per prompt and layer, read at the last prompt token, added at every token, prompt and
       answer;
@@ -73,8 +75,9 @@ class Intervention:
     def shift(self, layer: int, e: torch.Tensor) -> torch.Tensor:
         """What is added to residuals e (..., d_model), float32, at one layer: same shape; exact zeros for nothing.
 
-        At site "neurons" e is what the down projection is given, (..., d_mlp). Here nothing is added, as methods
-        that only edit the prompt do; one with layers must define it (`check`).
+        At sites "neurons" and "mlp_out" e is what the down projection is given, (..., d_mlp); what is added has the
+        shape of what it is added to. Here nothing is added, as methods that only edit the prompt do; one with layers
+        must define it (`check`).
         """
         return torch.zeros_like(e)
 
@@ -142,7 +145,7 @@ class Intervention:
                 part.check(model)
         if self.layers:
             model.check_layers(self.layers)
-        for layer in self.layers if self.site == "neurons" else ():
+        for layer in self.layers if self.site != "residual" else ():
             model.neurons(layer)
         self._check_window()
         if self.gate is not None and self.gate.per_token:

@@ -151,11 +151,10 @@ class LoRA(Intervention):
         """Train an adapter for a value on calibration questions; see the module's page.
 
         answers: one for each question, whole; None: the model's own under "high level of V"; a question that stands
-        there several times is answered anew each time (`questions * 4`: four samples of each, which keeps the text
-        more fluent than four epochs more). layers: None takes all. rank, alpha: of the adapter. learning_rate: at the
-        first step; the default suits small models, larger ones take 1e-4 to 1e-3. seed: of the answers, of A and of
-        the order of the questions: on one CPU the same seed gives the same adapter. The model, and torch's own
-        generators, are left as they were.
+        there several times is answered anew each time (`questions * 4`: four samples of each). layers: None takes all.
+        rank, alpha: of the adapter. learning_rate: at the first step; the default suits small models, larger ones take
+        1e-4 to 1e-3. seed: of the answers, of A and of the order of the questions: on one CPU the same seed gives the
+        same adapter. The model, and torch's own generators, are left as they were.
 
         Raises WorkbenchError without peft, for settings out of range, for answers that do not fit, and where the loss
         is no longer a number.

@@ -169,8 +169,13 @@ class _Base:
 
 def _states(model: Model, prompts: Iterable[Prompt], layers: Iterable[int], site: str) -> torch.Tensor:
     """State (layer, prompt, d) at the last prompt token, in memory, float32."""
-    hook = {"residual": "resid_post", "neurons": "mlp.hook_post"}[site]
-    return torch.from_numpy(capture(model, model.render(prompts), layers=layers, hook=hook).values)
+    layers = list(layers)
+    hook = "resid_post" if site == "residual" else "mlp.hook_post"
+    states = torch.from_numpy(capture(model, model.render(prompts), layers=layers, hook=hook).values)
+    if site != "mlp_out":
+        return states
+    into = [model.neurons(layer) for layer in layers]
+    return torch.stack([p(a.to(p.weight)).float().cpu() for p, a in zip(into, states, strict=True)])
 
 
 def _median_lengths(states: torch.Tensor) -> list[float]:
