@@ -8,6 +8,7 @@ how weak: F1 on the validation split beside that of "every label always". A real
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def main() -> None:
         max_position_embeddings=256, num_labels=len(wb.VALUES), problem_type="multi_label_classification",
         id2label=dict(enumerate(wb.VALUES)), label2id={value: n for n, value in enumerate(wb.VALUES)}))
 
-    def batch(rows: list[str]) -> dict[str, torch.Tensor]:
+    def batch(rows: list[str]) -> Any:
         return reader(rows, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt",
                       return_token_type_ids=False)
 

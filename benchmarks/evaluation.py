@@ -36,7 +36,7 @@ def paired(result: Evaluation) -> pd.DataFrame:
     if len(unrelated) and "right" in unrelated:
         loss = non_inferior(unrelated).rename(columns={"loss": "difference", "bound": "high"})
         parts.append(loss.assign(metric="unrelated loss", against="Base"))
-    return pd.concat(parts)[lambda t: t["value"] == "all"]
+    return pd.concat(parts).query("value == 'all'")
 
 
 def main() -> None:

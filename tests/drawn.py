@@ -163,7 +163,6 @@ def every_figure() -> dict[str, Any]:
         "null": figures.permutation_null(fit),
         "steps": figures.similarity_by_step(fit, human="svs"),
         "round": figures.circular_profile(fit.similarity.sel(value="power"), measure=EVIL),
-        "leakage": figures.leakage_profile(known_rise()),
         "layers": figures.layer_geometry(scan),
         "gate": figures.gate_histogram(gate, kinds),
         "roc": figures.gate_roc(gate),

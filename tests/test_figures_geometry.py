@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import xarray as xr
 from drawn import SCRAMBLED, figures, known_rise, planted, resampled
 
 from workbench import geometry
@@ -231,26 +230,6 @@ def test_a_row_knows_whose_it_is():
     assert np.isnan(figure.data[1].y[2]), "the similarity with itself says nothing"
     row = figures.circular_profile(known_rise().sel(steered="security"))
     assert "profile of security" in row.layout.title.text and row.data[1].y[5] == pytest.approx(0.25)
-
-
-def test_leakage_by_step_and_what_steering_lifts_everywhere():
-    rise = known_rise()
-    figure = figures.leakage_profile(rise.isel(steered=slice(None, None, -1), value=[3, 1, 2, 0, 4, 5, 6, 7, 8, 9]))
-    np.testing.assert_allclose(np.array(figure.data[0].z, float), rise.values)
-    (mean,) = [trace for trace in figure.data if trace.name == "mean"]
-    np.testing.assert_allclose(mean.y, 0.05 + 0.2 * np.cos(np.radians(36 * np.arange(-4, 6))))
-    said = figure.layout.title.subtitle.text.replace("<br>", " ")
-    assert "elevation 0.05, amplitude 0.20, displacement +0°" in said
-    ahead = rise.roll(value=1) + 5 * xr.where(rise["steered"] == rise["value"], 1, 0)  # and the targets far above it
-    said = figures.leakage_profile(ahead).layout.title.subtitle.text.replace("<br>", " ")
-    assert "elevation 0.05, amplitude 0.20, displacement +36°" in said, "targets take no part in the fit"
-    lifted = rise + xr.DataArray(np.arange(10) / 10, {"value": list(VALUES)}, "value")
-    centred = figures.leakage_profile(lifted, centred=True).data[0].z
-    shared = centred - (rise.values - 0.05)
-    assert np.ptp(shared[~np.eye(10, dtype=bool)]) < 1e-9, "only what rows and columns share was taken out"
-    assert len(figures.leakage_profile(rise.sel(steered=["power", "hedonism"])).data[0].y) == 2
-    with pytest.raises(WorkbenchError, match="Leakage round the circle"):
-        figures.leakage_profile(rise.rename(steered="row"))
 
 
 def test_layers_are_shown_with_and_without_their_choice():

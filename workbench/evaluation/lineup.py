@@ -172,7 +172,8 @@ class Lineup:
     def neuron_places(self, value: str | None = None) -> list[list[int]]:
         if self.neuron_layers is not None:
             return [list(layers) for layers in self.neuron_layers]
-        carried = pd.DataFrame({name: own.share.to_series() for name, own in self.neurons.items()}).mean(axis=1)
+        shares = {name: own.share.to_series() for name, own in self.neurons.items() if own.share is not None}
+        carried = pd.DataFrame(shares).mean(axis=1)
         return [[int(layer)] for layer in carried.sort_values(ascending=False, kind="stable").index[:2]]
 
     # -- methods ---------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def _random_neurons(lineup: Lineup, value: str, setting: Setting) -> Interventio
 
 
 def _npti(lineup: Lineup, value: str, setting: Setting) -> Intervention:
-    chosen = NPTI.select(lineup.model, value, *(lineup.shares[value, level] for level in ("high", "low")))
+    chosen = NPTI.select(lineup.model, value, lineup.shares[value, "high"], lineup.shares[value, "low"])
     return NPTI(chosen, gate=lineup.gate, **setting)
 
 

@@ -138,7 +138,7 @@ def study(
     first = [*Job._fields, "about"]
     table = table[[*first, *(column for column in table if column not in first)]]
     if fluency:
-        table["perplexity"] = _once(table, lambda once: perplexity(model, once["question"], once["answer"]))
+        table["perplexity"] = _once(table, lambda once: perplexity(model, list(once["question"]), list(once["answer"])))
     if judge is not None:
         table = judged(table, judge, judged_values)
         expected = [t for t in (unrelated, hard) if t is not None and "answer" in t]
@@ -291,7 +291,12 @@ def _on_ray(
         if own.fingerprint != fingerprint:
             raise WorkbenchError(f"A worker was to let {own.name} answer.", found="other weights under that name",
                                  do="The model must be the same on every machine of the cluster.")  # fmt: skip
-        return lambda task: ask(own, Intervention.unpack(*task[0], own), *task[1:3], **task[3])
+
+        def work(task: Any) -> pd.DataFrame:
+            (arrays, meta), questions, instructions, decoding = task
+            return ask(own, Intervention.unpack(arrays, meta, own), questions, instructions, **decoding)
+
+        return work
 
     keys = list(parts)
     tasks = [(part.steer.pack(), part.questions, part.instructions, part.decoding) for part in parts.values()]

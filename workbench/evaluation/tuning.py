@@ -45,7 +45,7 @@ class Tuning(NamedTuple):
 
 def tune(
     model: Model,
-    family: Callable[[str, Any], Intervention],
+    family: Callable[[str, Any], Any],
     settings: Sequence[Any],
     questions: pd.DataFrame,
     judge: Judge | None = None,
@@ -111,7 +111,7 @@ def tune(
 class _Tries:
     """What every setting has said of every value's questions so far; -1 is Base."""
 
-    def __init__(self, model: Model, family: Callable[[str, Any], Intervention], settings: Sequence[Any],
+    def __init__(self, model: Model, family: Callable[[str, Any], Any], settings: Sequence[Any],
                  questions: pd.DataFrame, judge: Judge, seed: int, decoding: dict[str, Any], record: Any):  # fmt: skip
         self.model, self.family, self.settings = model, family, settings
         self.judge, self.seed = judge, seed

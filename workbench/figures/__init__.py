@@ -7,7 +7,7 @@ are drawn for white pages; `dark` makes the same figure for dark ones, `save` wr
 
 from .auditing import audit_figure
 from .circle import circle_map, cosine_heatmap
-from .circumplex import circular_profile, layer_geometry, leakage_profile, permutation_null, similarity_by_step
+from .circumplex import circular_profile, layer_geometry, permutation_null, similarity_by_step
 from .clouds import activation_map
 from .evaluating import ablations, csr_circle, forest, negative_prompts, pareto
 from .leaking import leakage_by_step, leakage_circle, leakage_matrix
@@ -23,7 +23,7 @@ __all__ = [
     "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "ablations", "activation_map", "audit_figure",
     "calibration_curve", "circle_map", "circular_profile", "cosine_heatmap", "csr_bars", "csr_circle", "dark",
     "dose_response", "escape", "forest", "gate_histogram", "gate_roc", "generalisation", "layer_curves",
-    "layer_geometry", "leakage_by_step", "leakage_circle", "leakage_matrix", "leakage_profile", "negative_prompts",
+    "layer_geometry", "leakage_by_step", "leakage_circle", "leakage_matrix", "negative_prompts",
     "pareto", "permutation_null", "probe_accuracy", "save", "similarity_by_step", "steering_reading",
     "steering_strip", "transfer_by_step", "value_profile",
 ]  # fmt: skip

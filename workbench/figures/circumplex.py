@@ -16,7 +16,6 @@ from ..values import VALUES, VALUES19, angles
 from .style import (
     ABOVE,
     BARS,
-    DIVERGING,
     FAINT,
     HOVER,
     HUMAN,
@@ -240,74 +239,6 @@ def _by_value(y: Any) -> tuple[list[str], np.ndarray, str | None]:
         raise WorkbenchError("A profile round the circle was asked for.", found=", ".join(map(str, held)),
                              allowed="the ten values, or the nineteen")  # fmt: skip
     return list(order), np.array([float(held.get(name, math.nan)) for name in order]), own
-
-
-def leakage_profile(rise: xr.DataArray, *, centred: bool = False) -> go.Figure:
-    """How steering one value moves all: the matrix in circular order, and the mean rise by the steps from the target.
-
-    rise: (steered, value), CSR of `value` while `steered` is steered, minus its CSR in the unsteered model, on the same
-    questions. centred: what every row and column shares is taken out first (an additive fit to all but the targets
-    themselves), since steering often lifts every value.
-    """
-    if sorted(map(str, rise.dims)) != ["steered", "value"] or not {"steered", "value"} <= {*rise.coords}:
-        raise WorkbenchError("Leakage round the circle was to be drawn.", found=f"dimensions {rise.dims}",
-                             allowed="(steered, value), both named",
-                             do="Take the rise of each value's CSR above Base; a table of means does not hold it.")
-    names = [v for v in VALUES if v in rise["steered"].values]
-    table = rise.reindex(steered=names, value=list(VALUES)).transpose("steered", "value").values.astype(float)
-    place = np.array([VALUES.index(v) for v in names])
-    away = (np.arange(10) - place[:, None] + 4) % 10 - 4  # -4 to 5 steps from the target, in the order of VALUES
-    if centred:
-        off = (away != 0) & np.isfinite(table)
-        row, column = np.nonzero(off)
-        design = np.zeros((len(row), len(names) + 10))
-        design[np.arange(len(row)), row] = design[np.arange(len(row)), len(names) + column] = 1
-        effects = np.linalg.lstsq(design, table[off], rcond=None)[0]
-        table = table - effects[: len(names), None] - effects[len(names) :]
-    fig = make_subplots(cols=2, column_widths=[0.45, 0.55], horizontal_spacing=0.14)
-    fig.add_heatmap(
-        z=table, x=list(VALUES), y=names, coloraxis="coloraxis", xgap=1, ygap=1,
-        hovertemplate=HOVER, texttemplate="%{z:.2f}", textfont=dict(size=9, color=INK), row=1, col=1,
-        hovertext=[[f"steering <b>{a}</b><br>CSR of <b>{b}</b>: {z:+.3f}" for b, z in zip(VALUES, line, strict=True)]
-                   for a, line in zip(names, table, strict=True)],
-    )  # fmt: skip
-    for name, line, steps in zip(names, table, away, strict=True):
-        order = np.argsort(steps)
-        fig.add_scatter(
-            x=steps[order], y=line[order], mode="markers", name=name, showlegend=False, hovertemplate=HOVER, row=1,
-            col=2, marker=dict(size=7, color=colour_of(name), line=dict(color=INK, width=0.6)),
-            hovertext=[f"steering <b>{name}</b><br>CSR of <b>{VALUES[k]}</b>: {line[k]:+.3f}" for k in order],
-        )  # fmt: skip
-    at = np.arange(-4, 6)
-    means = np.array([np.nanmean(table[away == step]) for step in at])
-    elevation, amplitude, displacement, r2 = cosine_profile(np.where(at == 0, np.nan, means), np.radians(36 * at))
-    curve = np.linspace(-4.5, 5.5, 101)
-    fig.add_scatter(x=curve, y=elevation + amplitude * np.cos(np.radians(36 * curve) - displacement), mode="lines",
-                    line=dict(color=MARK, width=2, dash="dash"), name="cosine fit to the means", hoverinfo="skip",
-                    row=1, col=2)  # fmt: skip
-    fig.add_scatter(x=at, y=means, mode="lines+markers", line=dict(color=INK, width=2.5), name="mean", row=1, col=2,
-                    marker=dict(size=9, symbol="diamond"), hovertemplate=HOVER,
-                    hovertext=[f"{step:+d} steps from the target: mean of {np.isfinite(table[away == step]).sum()} "
-                               f"values {mean:+.3f}" for step, mean in zip(at, means, strict=True)])  # fmt: skip
-    fig.add_hline(y=0, line=dict(color=FAINT, width=1), row=1, col=2)  # type: ignore[arg-type]
-    fig.update_xaxes(tickangle=-45, showgrid=False, ticks="", title_text="value judged", row=1, col=1)
-    fig.update_yaxes(autorange="reversed", showgrid=False, ticks="", title_text="value steered", row=1, col=1)
-    fig.update_xaxes(tickvals=at, ticktext=[f"{step:+d}" if step else "target" for step in at], showgrid=False,
-                     title_text="steps from the steered value round the circle", row=1, col=2)  # fmt: skip
-    fig.update_yaxes(title_text="rise of CSR", row=1, col=2)
-    reach = float(np.nanmax(np.abs(table)))
-    turned = round((math.degrees(displacement) + 180) % 360 - 180) or 0
-    return finish(
-        fig,
-        "Leakage: rise of every value's CSR while one value is steered",
-        ("Row and column effects taken out. " if centred else "")
-        + f"Cosine fit to the mean rise of the other values: elevation {elevation:.2f}, amplitude {amplitude:.2f}, "
-        f"displacement {turned:+}°, R² {r2:.2f}. Elevation is what steering lifts everywhere.",
-        height=480,
-        above=22,
-        legend=ABOVE,
-        coloraxis=dict(colorscale=DIVERGING, cmin=-reach, cmid=0, cmax=reach, showscale=False),
-    )
 
 
 def layer_geometry(scan: pd.DataFrame) -> go.Figure:

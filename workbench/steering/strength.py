@@ -175,7 +175,7 @@ def _states(model: Model, prompts: Iterable[Prompt], layers: Iterable[int], site
     if site != "mlp_out":
         return states
     into = [model.neurons(layer) for layer in layers]
-    return torch.stack([p(a.to(p.weight)).float().cpu() for p, a in zip(into, states, strict=True)])
+    return torch.stack([p(a.to(next(p.parameters()))).float().cpu() for p, a in zip(into, states, strict=True)])
 
 
 def _median_lengths(states: torch.Tensor) -> list[float]:
