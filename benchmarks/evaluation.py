@@ -1,10 +1,10 @@
 """The project's own evaluation: every method on three models, from their configs in `evaluations/`.
 
-    workbench bench evaluation [--models FOLDER] [--only circle confirm craftgpt]
+    python benchmarks/evaluation.py [--models FOLDER] [--only circle confirm craftgpt]
 
 `circle` is the phantom that everything was made on; `confirm` has another seed and another wording and is run by the
 same config but for its name; `craftgpt` is a chat model by others, whose folder lies in --models, judged by the
-detector that `bench detector` trains. Writes results/eval_NAME.csv (a row per method, value, prompt and decoding),
+detector that `detector.py` trains. Writes results/eval_NAME.csv (a row per method, value, prompt and decoding),
 eval_NAME_summary.csv (the report's headline table) and eval_NAME_paired.csv (every method against Base and ConVA
 against every other). All answers and the report stay under build/evaluations/NAME; a run goes on where it was.
 """

@@ -46,6 +46,8 @@ from .values import VALUES, groups_of
 
 HELD = 2**30  # bytes of activations held at once; beyond it layers are captured in turns
 NEVA = "NeVA, the workbench's definition"
+NONE = "none that fits the rule"
+"""What an error says that it found where a rule chooses no neuron at all."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,7 +78,7 @@ class Neurons:
     ) -> "Neurons":  # fmt: skip
         """A set whose rows of W_out are read from the model. WorkbenchError for an empty one."""
         if chosen.empty:
-            raise WorkbenchError(f"Neurons of {value} by {rule} were asked for.", found="none that fits the rule",
+            raise WorkbenchError(f"Neurons of {value} by {rule} were asked for.", found=NONE,
                                  do="Give more pairs or prompts, other layers, or a lower bar.")  # fmt: skip
         chosen = chosen.sort_values(["layer", "neuron"], ignore_index=True).astype({"layer": int, "neuron": int})
         writes = [write_weights(model, int(layer)).cpu().numpy()[own["neuron"]]  # type: ignore[call-overload]

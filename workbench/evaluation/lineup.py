@@ -22,7 +22,7 @@ from ..errors import WorkbenchError
 from ..gates import Gate, ProbeGate
 from ..generate import generate
 from ..models import Model
-from ..neurons import Neurons, activation_shares, neuron_contrasts, random_neurons, select_neurons
+from ..neurons import NONE, Neurons, activation_shares, neuron_contrasts, random_neurons, select_neurons
 from ..probes import Probes, fit_probes
 from ..prompts import load_pairs, load_questions, load_unrelated, that_fit
 from ..steering import CAA, DPNLE, ICA, LAPE, NPTI, SCAV, Base, ConVA, Intervention, LoRA, NeVA, RandomDirection
@@ -140,17 +140,11 @@ class Lineup:
 
     @cached_property
     def neurons(self) -> dict[str, Neurons]:
-        """NeVA's neurons of every value for which there are any."""
+        """NeVA's neurons of every value for which there are any: a rule may find none."""
         at = None if self.neuron_layers is None else sorted({layer for own in self.neuron_layers for layer in own})
-        found, problem = {}, None
-        for value in self.values:
-            try:
-                found[value] = select_neurons(self.model, self.contrasts, self.probes, value, at, self.share)
-            except WorkbenchError as refused:  # none that is selective enough: that value is left out
-                problem = refused
-        if problem is not None and not found:
-            raise problem
-        return found
+        found = {value: _or_none(select_neurons, self.model, self.contrasts, self.probes, value, at, self.share)
+                 for value in self.values}  # fmt: skip
+        return {value: own for value, own in found.items() if own is not None}
 
     @cached_property
     def shares(self) -> dict[tuple[str, str], xr.Dataset]:
@@ -232,6 +226,16 @@ def matched(tuning: Tuning, other: Tuning, value: str, settings: Sequence[Settin
     return next(setting for setting in settings if repr(setting) == told)
 
 
+def _or_none(select: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """What a rule selects; None where it finds no neuron."""
+    try:
+        return select(*given, **options)
+    except WorkbenchError as problem:
+        if problem.found != NONE:
+            raise
+        return None
+
+
 def _grid(name: str, numbers: Sequence[float], places: Callable[[Lineup], list[list[int]]]) -> Callable[..., Any]:
     return lambda lineup: [{"layers": layers, name: x} for x in numbers for layers in places(lineup)]
 
@@ -259,20 +263,21 @@ def _random_neurons(lineup: Lineup, value: str, setting: Setting) -> Interventio
     return neva and replace(neva, neurons=random_neurons(lineup.model, lineup.neurons[value]))  # type: ignore[type-var]
 
 
-def _npti(lineup: Lineup, value: str, setting: Setting) -> Intervention:
-    chosen = NPTI.select(lineup.model, value, lineup.shares[value, "high"], lineup.shares[value, "low"])
-    return NPTI(chosen, gate=lineup.gate, **setting)
+def _npti(lineup: Lineup, value: str, setting: Setting) -> Intervention | None:
+    chosen = _or_none(NPTI.select, lineup.model, value, lineup.shares[value, "high"], lineup.shares[value, "low"])
+    return chosen and NPTI(chosen, gate=lineup.gate, **setting)
 
 
-def _lape(lineup: Lineup, value: str, setting: Setting) -> Intervention:
-    chosen = LAPE.select(lineup.model, value, {name: lineup.shares[name, "high"] for name in lineup.values})
-    return LAPE(chosen, gate=lineup.gate, **setting)
+def _lape(lineup: Lineup, value: str, setting: Setting) -> Intervention | None:
+    shares = {name: lineup.shares[name, "high"] for name in lineup.values}
+    chosen = _or_none(LAPE.select, lineup.model, value, shares)
+    return chosen and LAPE(chosen, gate=lineup.gate, **setting)
 
 
-def _dpnle(lineup: Lineup, value: str, setting: Setting) -> Intervention:
+def _dpnle(lineup: Lineup, value: str, setting: Setting) -> Intervention | None:
     select = {name: setting[name] for name in ("layers", "quantile") if name in setting}
-    chosen = DPNLE.select(lineup.model, lineup.contrasts, value, **select)
-    return DPNLE(chosen, gate=lineup.gate, gamma=setting["gamma"])
+    chosen = _or_none(DPNLE.select, lineup.model, lineup.contrasts, value, **select)
+    return chosen and DPNLE(chosen, gate=lineup.gate, gamma=setting["gamma"])
 
 
 def _lora(lineup: Lineup, value: str, setting: Setting) -> Intervention:

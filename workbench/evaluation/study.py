@@ -100,10 +100,10 @@ def study(
     others. judged_values: "all", or "own" for the steered value only, which costs a tenth but gives no leakage.
     temperature: one or several, the first is the main one; None is 1 for embedded models and greedy for others;
     greedily one seed is enough. tuning: how strengths were chosen, for the report. fluency: perplexity of the answers
-    under the unsteered model too. store: a folder that keeps all answers; the same call goes on after a kill. engine:
-    "ray" spreads the parts over `workers` of a local Ray or the one at `address`; the answers are the same. decoding:
-    max_new_tokens, batch_size and kl, as for `answers.ask`; kl, which takes as long as the answers do, for own
-    questions at the first temperature and seed only.
+    under the unsteered model too, where `kl` is told. store: a folder that keeps all answers; the same call goes on
+    after a kill. engine: "ray" spreads the parts over `workers` of a local Ray or the one at `address`; the answers are
+    the same. decoding: max_new_tokens, batch_size and kl, as for `answers.ask`; kl, which takes as long as the answers
+    do, for own questions at the first temperature and seed only.
 
     Raises WorkbenchError for tables without what is asked and for interventions of another model, before anything runs.
     """
@@ -138,7 +138,9 @@ def study(
     first = [*Job._fields, "about"]
     table = table[[*first, *(column for column in table if column not in first)]]
     if fluency:
-        table["perplexity"] = _once(table, lambda once: perplexity(model, list(once["question"]), list(once["answer"])))
+        main = pd.Series({"set": "own", "prompt": "none", "temperature": temperatures[0], "seed": seeds[0], "note": ""})
+        said = table[(table[main.index] == main).all(axis=1)]
+        table["perplexity"] = pd.Series(perplexity(model, list(said["question"]), list(said["answer"])), said.index)
     if judge is not None:
         table = judged(table, judge, judged_values)
         expected = [t for t in (unrelated, hard) if t is not None and "answer" in t]
@@ -304,15 +306,6 @@ def _on_ray(
     threads = max(1, torch.get_num_threads() // max(workers, 1)) if address is None else None
     for index, table in spread(build, tasks, workers, address, threads, gpus, tqdm.write):
         yield keys[index], table
-
-
-def _once(table: pd.DataFrame, work: Callable[[pd.DataFrame], Sequence[float]]) -> pd.Series:
-    """`work` on each pair of question and answer once; NaN for answers that there are not."""
-    said = table[table["note"] == ""]
-    once = said[["question", "answer"]].drop_duplicates()
-    found = once.assign(found=list(work(once)))
-    merged = table[["question", "answer"]].merge(found, how="left", on=["question", "answer"])["found"]
-    return merged.where((table["note"] == "").to_numpy()).set_axis(table.index)
 
 
 def _missing(
