@@ -341,6 +341,7 @@ def _label_right(
     steps = gap * np.arange(len(order))
     places = isotonic_regression(y[order] - steps) + steps
     places -= max(0.0, places[-1] - 1.02)
+    places += max(0.0, -0.02 - places[0])
     lead = [part for at, k in zip(places, order, strict=True) for part in ((x[k], y[k]), (edge, at), (math.nan,) * 2)]
     fig.add_scatter(x=[a for a, _ in lead], y=[b for _, b in lead], mode="lines", line=dict(color=LINE, width=1),
                     hoverinfo="skip", showlegend=False, zorder=-1)  # fmt: skip
