@@ -26,6 +26,7 @@ from ..neurons import NONE, Neurons, activation_shares, neuron_contrasts, random
 from ..probes import Probes, fit_probes
 from ..prompts import load_pairs, load_questions, load_unrelated, that_fit
 from ..steering import CAA, DPNLE, ICA, LAPE, NPTI, SCAV, Base, ConVA, Intervention, LoRA, NeVA, RandomDirection
+from ..steering.lape import opposed_values
 from ..values import VALUES
 from .answers import Methods, default_temperature
 from .tuning import Tuning, tune
@@ -148,7 +149,9 @@ class Lineup:
 
     @cached_property
     def shares(self) -> dict[tuple[str, str], xr.Dataset]:
-        """(value, "high" | "low") -> how often neurons are on while the model answers calibration questions so told."""
+        """(value, "high" | "low") -> how often neurons are on while the model answers calibration questions so told;
+        values without a question that fits the context behind both instructions are left out.
+        """
         asked = self.questions[self.questions["split"] == "calibration"]
         found = {}
         for value in self.values:
@@ -157,8 +160,9 @@ class Lineup:
                 told = pd.DataFrame({"question": self.model.instruct(value, level) + " " + own})
                 prompts = self._fit(told, "question", chat=True, room=self.room)["question"].tolist()
                 said = generate(self.model, prompts, temperature=default_temperature(self.model), max_new_tokens=24)
-                found[value, level] = activation_shares(self.model, prompts, said)
-        return found
+                if any(said):
+                    found[value, level] = activation_shares(self.model, prompts, said)
+        return {key: shares for key, shares in found.items() if {(key[0], "high"), (key[0], "low")} <= {*found}}
 
     def residual_layers(self) -> list[list[int]]:
         return [list(layers) for layers in self.layers or [self.probes.choose_layers()]]
@@ -264,12 +268,16 @@ def _random_neurons(lineup: Lineup, value: str, setting: Setting) -> Interventio
 
 
 def _npti(lineup: Lineup, value: str, setting: Setting) -> Intervention | None:
+    if (value, "high") not in lineup.shares:
+        return None
     chosen = _or_none(NPTI.select, lineup.model, value, lineup.shares[value, "high"], lineup.shares[value, "low"])
     return chosen and NPTI(chosen, gate=lineup.gate, **setting)
 
 
 def _lape(lineup: Lineup, value: str, setting: Setting) -> Intervention | None:
-    shares = {name: lineup.shares[name, "high"] for name in lineup.values}
+    shares = {name: own for (name, level), own in lineup.shares.items() if level == "high"}
+    if value not in shares or not {*opposed_values(value)} & {*shares}:
+        return None
     chosen = _or_none(LAPE.select, lineup.model, value, shares)
     return chosen and LAPE(chosen, gate=lineup.gate, **setting)
 
