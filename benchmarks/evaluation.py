@@ -56,11 +56,12 @@ def main() -> None:
                 continue
             config = replace(config, model=str(given.models.absolute() / config.model))
         result = run_config(config)
-        leaks = {m: result.leakage(m) for m in dict.fromkeys(result.answers["method"]) if m != "Base"}
+        said = result.pick().query("note == ''")["method"].unique()  # a context may be too short for all prompts of one
+        leaks = {method: result.leakage(method) for method in said if method != "Base"}
         tables = {"": result.table(), "_summary": headline(result, leaks), "_paired": paired(result)}
         for part, table in tables.items():
             table.round(4).to_csv(RESULTS / f"eval_{name}{part}.csv", index=False)
-        print(f"{name}\n{result.table().groupby(['method', 'prompt', 'temperature'])[['csr', 'fr']].mean().round(3)}\n")
+        print(f"{name}\n{tables['_summary'][['method', 'prompt', 'temperature', 'csr', 'fr', 'n']].round(3)}\n")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def study(
             "negative": sorted({*told.values()} - {None}) if negative is not False else [],
             "methods": {name: {v: repr(s) for (n, v), s in steers.items() if n == name} for name in methods},
         },
-        {name: tuned.curve for name, tuned in (tuning or {}).items()},
+        {name: tuned.curve for name, tuned in (tuning or {}).items() if len(tuned.curve)},
         [*(f"{name} cannot steer {value}" for name, value in made if (name, value) not in steers),
          *_missing(judge, tables, negative, seeds, temperatures, judged_values)],
     )

@@ -55,10 +55,10 @@ def _decoding(ev: "Evaluation") -> str:
 
 def _size(ev: "Evaluation", head: pd.DataFrame) -> str:
     own = ev.pick()
-    if own.empty:
+    if own.empty or not (head["n"] > 0).any():
         return ""
     counts = own.groupby(["method", "value"])["question"].nunique()
-    n, total, seeds = int(counts.min()), int(head["n"].min()), own["seed"].nunique()
+    n, total, seeds = int(counts.min()), int(head.loc[head["n"] > 0, "n"].min()), own["seed"].nunique()
     blur, fine = (1.96 * math.sqrt(0.5 / k) for k in (n, total))
     also = "One seed: how much sampling alone moves a rate was not measured." if seeds < 2 else f"{seeds} seeds."
     return (f"Nothing about small differences: {n} questions per value tell two rates near .5 apart from about "
