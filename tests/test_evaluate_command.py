@@ -107,9 +107,9 @@ def test_on_a_model_by_others_the_pipeline_runs_with_its_questions_and_a_judge(c
     result = wb.study(craftgpt, lineup.methods(methods, {}), lineup.questions, Words(), limit=4, negative=True,
                       hard=lineup.other_prompts(True, 4), max_new_tokens=8, store=tmp_path)  # fmt: skip
     table = result.table()
-    assert table["csr"].notna().any() and set(table["method"]) == {*methods}
+    assert table["csr"].notna().any() and set(table["method"]) == {*methods} - {"NeVA"}
     assert (result.pick(prompt="negative")["note"] != "").any(), "negative prompts that do not fit are said, not cut"
-    assert "NeVA cannot steer self-direction" in result.missing, "none of its neurons is selective: said, not hidden"
+    assert f"NeVA cannot steer {', '.join(values)}" in result.missing, "no neuron tells texts apart: said, not hidden"
     assert result.report(tmp_path / "report.html").is_file()
 
 

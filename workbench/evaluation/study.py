@@ -162,8 +162,7 @@ def study(
             "methods": {name: {v: repr(s) for (n, v), s in steers.items() if n == name} for name in methods},
         },
         {name: tuned.curve for name, tuned in (tuning or {}).items() if len(tuned.curve)},
-        [*(f"{name} cannot steer {value}" for name, value in made if (name, value) not in steers),
-         *_missing(judge, tables, negative, seeds, temperatures, judged_values)],
+        [*_unable(made), *_missing(judge, tables, negative, seeds, temperatures, judged_values)],
     )
     if folder is not None:
         result.save(folder)
@@ -306,6 +305,14 @@ def _on_ray(
     threads = max(1, torch.get_num_threads() // max(workers, 1)) if address is None else None
     for index, table in spread(build, tasks, workers, address, threads, gpus, tqdm.write):
         yield keys[index], table
+
+
+def _unable(made: Mapping[tuple[str, str], Intervention | None]) -> list[str]:
+    by_method: dict[str, list[str]] = {}
+    for (name, value), steer in made.items():
+        if steer is None:
+            by_method.setdefault(name, []).append(value)
+    return [f"{name} cannot steer {', '.join(values)}" for name, values in by_method.items()]
 
 
 def _missing(
