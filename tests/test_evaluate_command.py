@@ -59,6 +59,11 @@ def test_a_missing_file_and_an_unknown_judge_are_told(tmp_path):
         read_config(tmp_path / "nothing.toml")
     with pytest.raises(WorkbenchError, match="'oracle'.*\n.*'exact', 'none', 'llm', 'local'"):
         read_judge({"by": "oracle"}, tmp_path, tmp_path)
+    with pytest.raises(WorkbenchError, match="'llm'.*\n.*speed"):
+        given = {"endpoint": "http://localhost:1/v1", "model": "m", "speed": 3}
+        read_judge({"by": "llm", **given}, tmp_path, tmp_path)
+    judge = read_judge({"by": "llm", "endpoint": "http://localhost:1/v1", "model": "m"}, tmp_path, tmp_path)
+    assert judge is not None and judge.name == "m"
 
 
 def test_the_command_does_the_whole_and_a_second_call_asks_nothing_new(tmp_path):

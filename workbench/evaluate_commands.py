@@ -25,4 +25,6 @@ def evaluate(
     result = run_config(asked, progress=not quiet)
     means = result.table().groupby("method", sort=False)[["csr", "fr", "leakage"]].mean()
     typer.echo(means.round(3).to_string())
+    if told := result.provenance["judging"]:
+        typer.echo(f"Judged: {told}.")
     typer.echo(f"{result!r}\nKept in {asked.home / asked.store}: answers.parquet, report.html, table.csv, table.tex.")

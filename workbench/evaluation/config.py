@@ -40,8 +40,8 @@ class Config:
     value (0: all). temperature, seeds, negative ("natural": the prompts of that set), pooled, judged_values, fluency,
     max_new_tokens, kl, batch_size, engine, workers, address: as for `study`. unrelated, hard: whether those prompts are
     asked, and at most how many (0: none). rounds: of halving when tuning. judge: table with by = "exact", "none", "llm"
-    (then options of `LLMJudge`: url, model, ...) or "local" (then options of `LocalJudge`: model, kind, ...). report:
-    where the page goes; left out, report.html in the store.
+    (then options of `LLMJudge`: endpoint, model, ...) or "local" (then options of `LocalJudge`: model, kind, ...).
+    report: where the page goes; left out, report.html in the store.
     """
 
     model: str
@@ -108,6 +108,13 @@ def read_judge(table: dict[str, Any], folder: Path, home: Path) -> Judge | None:
     """The judge that a config names; an LLM's replies are kept in the store, and read again without network."""
     options = dict(table)
     by = options.pop("by", "exact")
+    try:
+        return _judge(by, options, folder, home)
+    except TypeError as problem:
+        raise WorkbenchError(f"The judge {by!r} was asked for.", found=str(problem)) from None
+
+
+def _judge(by: str, options: dict[str, Any], folder: Path, home: Path) -> Judge | None:
     if by == "llm":
         from .llm_judge import LLMJudge
 

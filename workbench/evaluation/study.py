@@ -153,6 +153,7 @@ def study(
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": dict(model.provenance),
             "judge": None if judge is None else judge.name,
+            "judging": judge.told() if hasattr(judge, "told") else "",  # type: ignore[union-attr]
             "questions": {name: data_hash(t.reset_index(drop=True)) for name, t in tables.items() if len(t)},
             "split": split,
             "temperatures": temperatures,
