@@ -44,30 +44,36 @@ def by_words(asked: Asked) -> str:
     return asked.reply("yes" if yes else "no")
 
 
+def listen(handle) -> ThreadingHTTPServer:
+    """A server on a free port of localhost that answers every POST by `handle(request)`; `http.url` is its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            handle(self)
+
+    class Quiet(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_):  # a client that went away
+            pass
+
+    http = Quiet(("127.0.0.1", 0), Handler)
+    http.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    return http
+
+
 class Server:
     """An OpenAI-compatible endpoint. say: what the model says to an `Asked`, a text; or a whole body (dict, list),
     (status, headers, code), "html" or "dies". bodies: requests, in order."""
 
     def __init__(self, say=by_words):
         self.say, self.bodies, self.lock = say, [], threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_POST(self):
-                server.handle(self)
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_):  # a client that went away
-                pass
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+        self.http = listen(self.handle)
+        self.url = self.http.url
 
     def handle(self, request) -> None:
         body = json.loads(request.rfile.read(int(request.headers["content-length"])))

@@ -16,11 +16,11 @@ import time
 import urllib.request
 from collections import Counter
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from spoken import listen
 from typer.testing import CliRunner
 
 from workbench import cli, writing
@@ -74,26 +74,9 @@ class Server:
         self.asked, self.answered, self.prompts, self.times, self.keys = Counter(), Counter(), {}, [], set()
         self.now = self.most = 0
         self.before = lambda item: None
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_POST(self):
-                server.handle(self)
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_):  # a client that went away
-                pass
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        self.port = self.http.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
         self.lock = threading.Lock()
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+        self.http = listen(self.handle)
+        self.port, self.url = self.http.server_address[1], self.http.url
 
     def handle(self, request) -> None:
         body = json.loads(request.rfile.read(int(request.headers["content-length"])))
