@@ -34,8 +34,8 @@ def ask(
     A prompt that leaves no room in the context is not cut: its answer stays empty and its `note` says "79 of 64
     tokens". open: whether the gate opened (at one token or more; True without gate). share: mean length of the edit
     over that of the state it was added to, over the answer's tokens and layers. kl: mean nats per token, KL(steered ||
-    base). Row r is sampled by the generator of (seed, r) under every method, r among the prompts that fit. With
-    temperature above 0 and `instruction`, see `generate`. Warns where the context cut an answer.
+    base). Row r is sampled by the generator of (seed, r) under every method, r among the prompts that fit. Warns
+    where the context cut an answer.
     """
     asked = list(questions)
     each = [instruction] * len(asked) if instruction is None or isinstance(instruction, str) else list(instruction)
@@ -82,15 +82,25 @@ def answer(
     jobs = [(name, value) for name in methods for value in dict.fromkeys(questions["value"])]
     for name, value in tqdm(jobs, desc="answers", disable=not progress):
         asked = questions.loc[questions["value"] == value, "question"].tolist()
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            table = ask(model, methods[name](value), asked, temperature=temperature, **decoding)
-        cut += [name for warning in told if "context" in str(warning.message)]
+        table, was_cut = ask_quietly(model, methods[name](value), asked, temperature=temperature, **decoding)
+        cut += [name] * was_cut
         parts.append(table.assign(method=name, value=value, temperature=temperature))
     warn_of_cuts(model, cut)
     table = pd.concat(parts, ignore_index=True)
     first = ["method", "value", "temperature"]
     return table[[*first, *(column for column in table if column not in first)]]
+
+
+def ask_quietly(*given: Any, **decoding: Any) -> tuple[pd.DataFrame, bool]:
+    """`ask`, and whether the context cut an answer, in place of its warning; other warnings come through."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        table = ask(*given, **decoding)
+    of_cuts = [str(warning.message).startswith("The context of") for warning in told]
+    for warning, known in zip(told, of_cuts, strict=True):
+        if not known:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return table, any(of_cuts)
 
 
 def warn_of_cuts(model: Model, names: Sequence[str]) -> None:

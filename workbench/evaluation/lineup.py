@@ -58,7 +58,7 @@ class Lineup:
     embedded models. layers: candidates for methods that edit the residual stream, each a list; None takes
     `Probes.choose_layers`. neuron_layers: the same for neuron methods; None takes, one at a time, the two layers at
     which NeVA's neurons carry most of the probe. C: of the steering probes. gate: None fits a ProbeGate. calibration:
-    questions per value to tune on. settings: method -> its settings, in place of `entries()[method].settings`.
+    questions per value to tune on. settings: method -> its settings, in place of those of `ENTRIES`.
     share: of neurons that NeVA may keep. room: tokens of the context that every prompt must leave for its answer.
     """
 
@@ -167,7 +167,7 @@ class Lineup:
     def residual_layers(self) -> list[list[int]]:
         return [list(layers) for layers in self.layers or [self.probes.choose_layers()]]
 
-    def neuron_places(self, value: str | None = None) -> list[list[int]]:
+    def neuron_places(self) -> list[list[int]]:
         if self.neuron_layers is not None:
             return [list(layers) for layers in self.neuron_layers]
         shares = {name: own.share.to_series() for name, own in self.neurons.items() if own.share is not None}

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -11,9 +11,7 @@ from ..errors import WorkbenchError
 from ..probes.files import written_whole
 from .capability import intact, unrelated_table
 from .comparison import compare, rates
-
-if TYPE_CHECKING:
-    from .leakage import Leakage
+from .leakage import Leakage, leakage
 
 FORMAT = "workbench evaluation 1"
 SCORES = ["csr", "low", "high", "fr", "fr_low", "fr_high", "leakage", "n", "left_out"]
@@ -65,10 +63,8 @@ class Evaluation:
         """Paired differences of every method to one, value by value and over all; see `comparison.compare`."""
         return compare(self.pick(**picked), base=base or self.base, metric=metric)
 
-    def leakage(self, method: str, pooled: bool = False, **options: Any) -> "Leakage":
+    def leakage(self, method: str, pooled: bool = False, **options: Any) -> Leakage:
         """Which other values rise while one is steered; see `leakage.leakage`."""
-        from .leakage import leakage
-
         set_ = "pooled" if pooled else "own"
         return leakage(self.pick(set_), method, base=self.base, set=set_, **options)
 

@@ -10,7 +10,6 @@ grows (one more method) pays for what is new. `answers.parquet` and, last of all
 import hashlib
 import itertools
 import json
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +28,7 @@ from ..probes.files import written_whole
 from ..prompts import data_hash
 from ..steering.base import Base
 from ..steering.intervention import Intervention
-from .answers import Methods, ask, default_temperature, select, warn_of_cuts
+from .answers import Methods, ask, ask_quietly, default_temperature, select, warn_of_cuts
 from .capability import right
 from .judges import NO_JUDGE, Judge, default_judge, judged
 from .results import FORMAT, Evaluation
@@ -272,10 +271,8 @@ def _read(file: Path, part: Part) -> pd.DataFrame | None:
 def _here(model: Model, parts: Mapping[str, Part]) -> Iterator[tuple[str, pd.DataFrame]]:
     cut: list[str] = []
     for key, part in parts.items():
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            table = ask(model, part.steer, part.questions, part.instructions, **part.decoding)
-        cut += [part.steer.name for warning in told if "context" in str(warning.message)]
+        table, was_cut = ask_quietly(model, part.steer, part.questions, part.instructions, **part.decoding)
+        cut += [part.steer.name] * was_cut
         yield key, table
     warn_of_cuts(model, cut)
 
