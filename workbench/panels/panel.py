@@ -1,0 +1,214 @@
+"""What all panels share: controls bound to state, errors shown inside, work that never queues, answers that stream.
+
+A panel is a view of one state, a `traitlets.HasTraits` without widgets. Everything happens in the thread that made the
+panel, the one in which cells run: JupyterLab hands what is clicked to a thread of its own (a subshell), and two threads
+in one model would steer each other. Long work comes as a generator; between its steps the kernel sees to buttons,
+sliders and other cells. Without an event loop (plain Python) everything happens at once.
+"""
+
+import asyncio
+import html
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ipywidgets as w
+import plotly.graph_objects as go
+import traitlets as t
+
+from ..errors import WorkbenchError
+from .plot import Plot
+
+PAUSE = 0.2  # seconds without a change before slow work follows it
+STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
+"""Colours are the page's own, light or dark; only borders and accents are ours."""
+ROW = w.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 14px")
+"""Controls side by side, in as many lines as they need."""
+Steps = Generator[None]
+
+
+class Panel(w.VBox):
+    """Base of all panels: `state` holds settings and findings, subclasses lay out controls and pictures of it.
+
+    `problem` shows what went wrong. `ending` is "running", or how the last run ended: "done", "cancelled", "failed".
+    """
+
+    label: ClassVar[str] = "Panel"
+
+    def __init__(self, state: t.HasTraits):
+        self.state: Any = state
+        self._home = _loop()
+        self._due: dict[Any, asyncio.Handle] = {}
+        self._steps: Steps | None = None  # of the run that is going on
+        self._task: asyncio.Task | None = None
+        self.ending = ""
+        self.problem = w.HTML()
+        super().__init__()
+        self.add_class("wb-panel")
+
+    def lay_out(self, *parts: w.Widget) -> None:
+        """Show these from top to bottom, problems at the end."""
+        title = w.HTML(f'{STYLE}<h3 class="wb-heading">{html.escape(self.label)}</h3>')
+        self.children = (title, *parts, self.problem)
+
+    def plot(self, draw: Callable[[], go.Figure], after: str | Iterable[str] = (), clicked: Any = None) -> Plot:
+        """A figure that follows these traits of the state, and the page's light or dark.
+
+        clicked: called with `Plot.clicked` when a mark was clicked.
+        """
+        plot = Plot(draw)
+        plot.observe(lambda _: self.soon(plot.redraw), "dark")
+        if after:
+            self.follow(after, plot.redraw)
+        if clicked is not None:
+            plot.observe(lambda change: self.guarded(clicked, change["new"]), "clicked")
+        return plot
+
+    # -- state and controls --------------------------------------------------------------------------------------------
+
+    def bind(
+        self, name: str, control: Any, show: Callable[[Any], Any] = lambda setting: setting,
+        read: Callable[[Any], Any] = lambda shown: shown, of: Any = None,
+    ) -> Any:  # fmt: skip
+        """Let a trait and a control follow each other: show(setting) -> the control's value, read is its inverse.
+
+        What the state refuses is shown, and the control goes back. of: the state that has the trait, None the panel's.
+        Returns the control.
+        """
+        state, taking = of or self.state, False  # what the hand holds is not moved: it may be further on already
+
+        def tell(_: Any = None) -> None:
+            if not taking:
+                shown = show(getattr(state, name))
+                if isinstance(control, w.FloatSlider):
+                    control.min, control.max = min(control.min, shown), max(control.max, shown)
+                control.value = shown
+
+        def take(shown: Any) -> None:
+            nonlocal taking
+            now = show(getattr(state, name))
+            if shown == now or isinstance(control, w.FloatSlider) and abs(shown - now) <= control.step / 2:
+                return  # the browser's echo of what it was told, of a slider rounded to a step
+            taking = True
+            try:
+                setattr(state, name, read(shown))
+            except (WorkbenchError, t.TraitError):
+                taking = False
+                tell()
+                raise
+            finally:
+                taking = False
+
+        tell()
+        control.observe(lambda change: self.guarded(take, change["new"]), "value")
+        state.observe(tell, name)
+        return control
+
+    def follow(
+        self, names: str | Iterable[str], act: Callable[[], Any], pause: float = 0.0, of: Any = None
+    ) -> None:
+        """After changes of these traits do `act`, once for however many: the last ones count, nothing queues.
+
+        pause: seconds without a change to wait for; 0 acts as soon as the kernel is free.
+        """
+        (of or self.state).observe(lambda _: self.soon(act, pause), [names] if isinstance(names, str) else list(names))
+
+    def soon(self, act: Callable[[], Any], pause: float = 0.0) -> None:
+        """Do `act` at home, once, however often this is called before it happens; see `follow`."""
+        if self._home is None:
+            self.guarded(act)
+        elif self._home is not _loop():
+            self._home.call_soon_threadsafe(self.soon, act, pause)
+        elif act not in self._due or pause:
+            self.forget(act)
+
+            def now() -> None:
+                self._due.pop(act, None)
+                self.guarded(act)
+
+            self._due[act] = self._home.call_later(pause, now)
+
+    def forget(self, act: Callable[[], Any]) -> None:
+        """Do not do what was due."""
+        if handle := self._due.pop(act, None):
+            handle.cancel()
+
+    def guarded(self, act: Callable[..., Any], *given: Any) -> None:
+        """Run a callback at home. JupyterLab would swallow what it raises, so the panel shows it."""
+        if self._home not in (None, _loop()):
+            self._home.call_soon_threadsafe(self.guarded, act, *given)
+            return
+        try:
+            self.problem.value = ""
+            act(*given)
+        except Exception as problem:
+            self.show_problem(problem)
+
+    def show_problem(self, problem: Exception) -> None:
+        known = isinstance(problem, WorkbenchError | t.TraitError)
+        told = str(problem) if known else "".join(traceback.format_exception(problem, limit=-3))
+        self.problem.value = f'<div class="wb-problem" role="alert">{html.escape(told)}</div>'
+
+    # -- long work -----------------------------------------------------------------------------------------------------
+
+    def start(self, steps: Steps, wait: bool = False) -> None:
+        """Take the steps one by one while the kernel does other things; a run that is going on is cancelled first.
+
+        wait: come back when they are done, and raise what goes wrong (it is shown either way). Where no event loop
+        runs, it waits all the same.
+        """
+        self.cancel()
+        self._steps = steps
+        if self._home is not None and not wait:
+            self._task = self._home.create_task(self._drive(steps))
+            return
+        with self._running(steps):
+            for _ in steps:
+                pass
+
+    def cancel(self) -> None:
+        """Stop the run that is going on; what is there stays. Without any, nothing happens."""
+        self._steps = None
+
+    def ended(self) -> None:
+        """Called whenever `ending` changed, for subclasses."""
+
+    async def _drive(self, steps: Steps) -> None:
+        with suppress(Exception), self._running(steps):  # the panel has shown it
+            for _ in steps:
+                await asyncio.sleep(0)  # here the kernel sees to Cancel, to sliders, to other cells
+                if self._steps is not steps:
+                    return
+
+    @contextmanager
+    def _running(self, steps: Steps) -> Iterator[None]:
+        """`ending` round a run; whatever goes wrong is shown and goes on."""
+        self.problem.value = ""
+        self._end("running")
+        ending = "cancelled"
+        try:
+            yield
+            ending = "done" if self._steps is steps else ending
+        except Exception as problem:
+            ending = "failed"
+            self.show_problem(problem)
+            raise
+        finally:
+            steps.close()
+            if self._steps is steps or self._steps is None:
+                self._steps = None
+                self._end(ending)
+
+    def _end(self, ending: str) -> None:
+        self.ending = ending
+        self.ended()
+
+
+def _loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop of this thread, if it runs inside one."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
