@@ -8,7 +8,6 @@ import html
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,17 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .app_commands import app_
 from .cache_commands import cache
 from .data_commands import data
 from .errors import WorkbenchError
 from .evaluate_commands import evaluate
+from .notebooks import MODEL_LINE, ROOT, TOUR, notebook_path, substitute
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-PACKAGE = Path(__file__).parent
-ROOT = PACKAGE.parent
-TOUR = "00_tour.ipynb"
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -64,6 +62,7 @@ PASS_ON = {
     "allow_extra_args": True,
     "ignore_unknown_options": True,
 }  # further options go to the program called
+app.command("app", context_settings=PASS_ON)(app_)
 
 
 def checkout() -> Path:
@@ -75,34 +74,6 @@ def checkout() -> Path:
             do="clone the repository and run it there, for example by `make test`",
         )
     return ROOT
-
-
-def notebook_path(name: str = TOUR) -> Path:
-    """A notebook of the checkout, or its copy in a wheel; WorkbenchError when there is neither."""
-    for folder in (ROOT / "notebooks", PACKAGE / "_notebooks"):
-        if (folder / name).is_file():
-            return folder / name
-    raise WorkbenchError(
-        f"The notebook {name!r} was asked for.",
-        found="neither a checkout nor an installed copy that holds it",
-        do="run the command in a clone of the repository",
-    )
-
-
-def substitute(notebook: "NotebookNode", pattern: str, line: str) -> None:
-    """Replace the one code line that matches `pattern`; WorkbenchError unless there is exactly one."""
-    found = 0
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.source, count = re.subn(f"^{pattern}", lambda _: line, cell.source, flags=re.MULTILINE)
-            found += count
-    if found != 1:
-        raise WorkbenchError(
-            f"A line of the notebook was to become {line!r}.",
-            found=f"{found} lines that match {pattern!r}",
-            allowed="exactly one",
-            do="give the notebook exactly one line that begins so",
-        )
 
 
 def execute(notebook: "NotebookNode", folder: Path, timeout: int = 3600, progress: bool = False) -> None:
@@ -162,6 +133,8 @@ def _widget(models: dict, identifier: str) -> str:
     kind, state = model["model_name"], model["state"]
     if _hidden(models, state.get("layout")):
         return ""
+    if "_library" in state:  # a panel's `Plot`
+        return _figure(json.loads(state["figure"]))
     if "_widget_data" in state:  # a plotly FigureWidget; its arrays travel beside the state, base64 encoded
         for buffer in model.get("buffers", []):
             array: Any = state
@@ -267,7 +240,7 @@ def tour(
     path = notebook_path()
     notebook = nbformat.read(path, as_version=4)
     if model is not None:
-        substitute(notebook, r'MODEL = "[^"\n]*"', f"MODEL = {json.dumps(model)}")
+        substitute(notebook, MODEL_LINE, f"MODEL = {json.dumps(model)}")
     execute(notebook, Path.cwd(), progress=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page(notebook, title=f"Value workbench: {path.stem}"), encoding="utf-8")
@@ -300,21 +273,6 @@ def test(context: typer.Context) -> None:
     if failed:
         typer.secho(f"Failed: {', '.join(failed)}", fg="red", bold=True)
         raise typer.Exit(1)
-
-
-@app.command("app", context_settings=PASS_ON)
-def app_(context: typer.Context) -> None:
-    """Serve the steering studio as a page on localhost. Further options go to voila."""
-    path = notebook_path("app.ipynb")
-    try:
-        import voila  # noqa: F401
-    except ImportError:
-        raise WorkbenchError(
-            "`workbench app` was called.",
-            found="voila is not installed",
-            do='pip install "value-workbench[app]"',
-        ) from None
-    _serve("voila", str(path), "--Voila.ip=127.0.0.1", *context.args)
 
 
 @app.command()

@@ -6,8 +6,8 @@ import signal
 
 import pandas as pd
 import pytest
+from labs import errors, run_all
 from nbformat.v4 import new_code_cell, new_notebook
-from test_tour_browser import errors, run_all
 
 pytestmark = pytest.mark.browser
 

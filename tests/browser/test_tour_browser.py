@@ -4,6 +4,7 @@ import re
 
 import nbformat
 import pytest
+from labs import errors, run_all
 from nbformat.v4 import new_code_cell, new_notebook
 from test_notebooks import NOTEBOOKS, executed, prepared
 
@@ -20,12 +21,6 @@ UNDRAWN = """() => [...document.querySelectorAll('.js-plotly-plot, .plotly-graph
     !plot.querySelector('svg.main-svg') || !(plot._fullData || []).some(trace => trace.visible === true)
 ).map(plot => plot.layout?.title?.text || plot.id || 'a figure without title')"""
 ALL_DRAWN = f"document.querySelector('.js-plotly-plot') && !({UNDRAWN})().length"
-ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.toJSON().cells
-    .flatMap(cell => cell.outputs || []).filter(output => output.output_type === 'error')
-    .map(output => `${output.ename}: ${output.evalue}`)"""
-ENDED = rf"""() => ({ERRORS})().length > 0
-    || [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
-        .every(prompt => /^\[\d+\]:$/.test(prompt.textContent.trim()))"""
 
 
 def figures(notebook: nbformat.NotebookNode) -> int:
@@ -88,24 +83,6 @@ def test_the_page_check_sees_figures_and_figure_widgets(executable, tmp_path, re
     )
     page, complaints = open_offline(new_page, path)
     assert len(page.evaluate(UNDRAWN)) == 2 and "Plotly is not defined" in complaints[0]
-
-
-def run_all(new_page, lab, notebook: nbformat.NotebookNode, name: str):
-    """The page of JupyterLab after every cell of `notebook` ran, or one failed."""
-    nbformat.write(notebook, lab.root / name)
-    page = new_page()
-    page.goto(f"{lab.url}/lab/tree/{name}?reset")
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.get_by_text("| Idle").wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(ENDED, timeout=45 * 60_000)
-    return page
-
-
-def errors(page) -> list[str]:
-    """Cells that failed and widgets that did not come up."""
-    return page.evaluate(ERRORS) + page.get_by_text("Error displaying widget").all_inner_texts()
 
 
 @needs_tour

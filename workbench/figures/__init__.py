@@ -5,6 +5,7 @@ data have them. Text that comes from a model or a file is escaped. A value has o
 are drawn for white pages; `dark` makes the same figure for dark ones, `save` writes it to a file.
 """
 
+from .answering import answer_profiles, nothing
 from .auditing import audit_figure
 from .circle import circle_map, cosine_heatmap
 from .circumplex import circular_profile, layer_geometry, permutation_null, similarity_by_step
@@ -20,10 +21,10 @@ from .tracing import steering_strip
 from .tuning import dose_response
 
 __all__ = [
-    "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "ablations", "activation_map", "audit_figure",
+    "COLOURS", "CONTROLS", "METHODS", "TEMPLATE", "ablations", "activation_map", "answer_profiles", "audit_figure",
     "calibration_curve", "circle_map", "circular_profile", "cosine_heatmap", "csr_bars", "csr_circle", "dark",
     "dose_response", "escape", "forest", "gate_histogram", "gate_roc", "generalisation", "layer_curves",
-    "layer_geometry", "leakage_by_step", "leakage_circle", "leakage_matrix", "negative_prompts",
+    "layer_geometry", "leakage_by_step", "leakage_circle", "leakage_matrix", "negative_prompts", "nothing",
     "pareto", "permutation_null", "probe_accuracy", "save", "similarity_by_step", "steering_reading",
     "steering_strip", "transfer_by_step", "value_profile",
 ]  # fmt: skip

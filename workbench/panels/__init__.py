@@ -2,7 +2,7 @@
 
 from .annotate import Annotate, annotate
 from .review import ReviewState
-from .state import SteeringState
+from .states.steering import SteeringState
 from .studio import Studio, studio
 
 __all__ = ["Annotate", "ReviewState", "SteeringState", "Studio", "annotate", "studio"]

@@ -15,7 +15,7 @@ const points = (radii, angles) => radii.map((r, k) => at(angles[k], r).map((x) =
 function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "wb-dial";
-  const face = svg("svg", { viewBox: "-1.62 -1.36 3.24 2.72", role: "group", "aria-label": "Schwartz's circle" }, root);
+  const face = svg("svg", { viewBox: "-1.98 -1.3 3.96 2.6", role: "group", "aria-label": "Schwartz's circle" }, root);
   const ground = svg("g", {}, face), found = svg("g", {}, face), hands = svg("g", {}, face);
   const told = document.createElement("div");
   told.className = "wb-dial-told";
@@ -45,8 +45,8 @@ function render({ model, el }) {
     });
     model.get("rings").forEach(([radius, label]) => {
       svg("circle", { r: radius, class: "wb-ring" }, ground);
-      const [x, y] = at(Math.PI / 10, radius);
-      svg("text", { x: x - .01, y: y + .02, "text-anchor": "end", class: "wb-ring-label" }, ground).textContent = label;
+      const [x, y] = at(-Math.PI / 2, radius);
+      svg("text", { x: x + .02, y: y - .015, "text-anchor": "start", class: "wb-ring-label" }, ground).textContent = label;
     });
   };
 

@@ -41,6 +41,7 @@ class Panel(w.VBox):
         self.state: Any = state
         self._home = _loop()
         self._due: dict[Any, asyncio.Handle] = {}
+        self._problems: dict[Any, str] = {}
         self._steps: Steps | None = None  # of the run that is going on
         self._task: asyncio.Task | None = None
         self.ending = ""
@@ -118,7 +119,7 @@ class Panel(w.VBox):
     def soon(self, act: Callable[[], Any], pause: float = 0.0) -> None:
         """Do `act` at home, once, however often this is called before it happens; see `follow`."""
         if self._home is None:
-            self.guarded(act)
+            self._do(act)
         elif self._home is not _loop():
             self._home.call_soon_threadsafe(self.soon, act, pause)
         elif act not in self._due or pause:
@@ -126,7 +127,7 @@ class Panel(w.VBox):
 
             def now() -> None:
                 self._due.pop(act, None)
-                self.guarded(act)
+                self._do(act)
 
             self._due[act] = self._home.call_later(pause, now)
 
@@ -136,20 +137,35 @@ class Panel(w.VBox):
             handle.cancel()
 
     def guarded(self, act: Callable[..., Any], *given: Any) -> None:
-        """Run a callback at home. JupyterLab would swallow what it raises, so the panel shows it."""
+        """Do at home what a hand asked for. JupyterLab would swallow what it raises, so the panel shows it; what was
+        shown before goes.
+        """
         if self._home not in (None, _loop()):
             self._home.call_soon_threadsafe(self.guarded, act, *given)
             return
+        self._problems.clear()
+        self._do(act, *given)
+
+    def _do(self, act: Callable[..., Any], *given: Any) -> None:
+        """Run a callback; what follows from a change only takes back problems of its own."""
+        self._problems.pop(act, None)
         try:
-            self.problem.value = ""
             act(*given)
         except Exception as problem:
-            self.show_problem(problem)
+            self.show_problem(problem, act)
+        else:
+            self._tell_problems()
 
-    def show_problem(self, problem: Exception) -> None:
+    def show_problem(self, problem: Exception, act: Any = None) -> None:
+        """Show what went wrong, as that of a callback; each has one at most."""
         known = isinstance(problem, WorkbenchError | t.TraitError)
-        told = str(problem) if known else "".join(traceback.format_exception(problem, limit=-3))
-        self.problem.value = f'<div class="wb-problem" role="alert">{html.escape(told)}</div>'
+        self._problems[act] = str(problem) if known else "".join(traceback.format_exception(problem, limit=-3))
+        self._tell_problems()
+
+    def _tell_problems(self) -> None:
+        told = dict.fromkeys(self._problems.values())
+        self.problem.value = "".join(
+            f'<div class="wb-problem" role="alert">{html.escape(one)}</div>' for one in told)  # fmt: skip
 
     # -- long work -----------------------------------------------------------------------------------------------------
 
@@ -185,7 +201,8 @@ class Panel(w.VBox):
     @contextmanager
     def _running(self, steps: Steps) -> Iterator[None]:
         """`ending` round a run; whatever goes wrong is shown and goes on."""
-        self.problem.value = ""
+        self._problems.clear()
+        self._tell_problems()
         self._end("running")
         ending = "cancelled"
         try:

@@ -1,8 +1,8 @@
 """A plotly figure in a panel: drawn again as a whole, at once, light or dark as the page is.
 
 Plotly's own FigureWidget brings plotly.js (5 MB) with every figure, and what is added to it after its birth is lost to
-views that open later. A `Plot` holds the figure's JSON and nothing else; all of a kernel's share one plotly.js, so
-that a notebook full of panels loads it once, and a view that opens later (a second tab, a reload, Voila) shows the same.
+views that open later. A `Plot` holds the figure's JSON and nothing else; all of a kernel's share one plotly.js, so that
+a notebook full of panels loads it once, and a view that opens later (a second tab, a reload, Voila) shows the same.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class Plot(anywidget.AnyWidget):
 
     def __init__(self, draw: Callable[[], go.Figure]):
         self.draw = draw
-        super().__init__(_library=_library())
+        super().__init__(_library=_library(), layout=w.Layout(width="100%"))
         self.redraw()
 
     def redraw(self) -> None:

@@ -1,17 +1,12 @@
-"""The steering studio: one prompt, base and steered side by side, and what decided between them.
+"""The steering studio: one prompt, as the model answers it and under up to three steerings, side by side.
 
-A view of `SteeringState`, which holds and computes everything. All of it happens in the thread that made the panel, the
-one in which cells run: JupyterLab hands what is clicked to a thread of its own (a subshell), and two threads in one
-model would steer each other. Generation takes a token at a step and hands the event loop back in between, so that the
-buttons work meanwhile; another cell runs between two tokens. Without an event loop (plain Python) it runs to its end.
+A view of `SteeringState`. While the dial is dragged the prompt is read again and the next token previewed, always for
+the last position; when it is let go, the answers are written, a token of each in turn.
 """
 
-import asyncio
 import html
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from copy import deepcopy
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ipywidgets as w
@@ -22,236 +17,262 @@ from scipy.special import expit, logit
 
 from .. import figures
 from ..errors import WorkbenchError
+from ..figures import METHODS as COLOURS
 from ..gates import Gate
 from ..models import Model
+from ..neurons import Neurons
 from ..probes import Probes
-from ..steering.intervention import SCOPES
-from .state import SETTINGS, SteeringState
+from ..steering.intervention import ranges
+from ..values import VALUES
+from .dial import Dial
+from .panel import PAUSE, ROW, Panel
+from .states.doses import METHODS
+from .states.steering import SETTINGS, SteeringState
 
-PAUSE = 0.2  # seconds without a change before the prompt is read again
-STYLE = """<style>
-.wb-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 12px; }
-.wb-card { border: 1px solid rgba(128, 128, 128, .5); border-radius: 6px; padding: 8px 12px; }
-.wb-card, .wb-problem { line-height: 1.5; }
-.wb-card h4 { margin: 0 0 4px; font-size: 1em; }
-.wb-said { white-space: pre-wrap; overflow-wrap: anywhere; min-height: 3em; }
-.wb-small { font-size: .9em; opacity: .85; }
-.wb-problem { border: 2px solid #d55e00; border-radius: 6px; padding: 8px 12px; white-space: pre-wrap; }
-</style>"""
-"""Colours are the page's own, light or dark; only borders and the figure's white card are ours."""
-LABELS = {"target": "P ≥ {:.4g}", "threshold": "opens above P(related) = {:.4g}"}
-WRAP = w.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 14px")
+LETTERS = "ABC"
+LEGEND = (
+    '<div class="wb-small wb-middle">Angle: which value, or a blend of two. Radius: strength, the middle is off. '
+    "Dots: where this model holds the ten values, the ring is Schwartz's ideal. Dashed: P of each value at the last "
+    "prompt token; filled: the same, steered (radius 1 is P = 1).</div>"
+)
+STRIP = 0.3  # seconds between two drawings of the strip while answers are written
 
 
 def studio(
-    model: Model, probes: Probes, gate: Gate | None = None, layers: Iterable[int] | None = None, **settings: Any
-) -> "Studio":
+    model: Model, probes: Probes, gate: Gate | None = None, layers: Iterable[int] | None = None,
+    differences: Probes | None = None, neurons: Mapping[str, Neurons] | None = None, **settings: Any,
+) -> "Studio":  # fmt: skip
     """The steering studio for a model and its logistic probes.
 
-    gate: who is steered; of a ProbeGate the threshold can be moved. layers: steered ones, None as `ConVA` chooses.
-    settings: those of `SteeringState`, such as value="power", target=.9, prompt="Should ...?".
+    gate: who is steered; its threshold can be moved. layers: steered ones, None as `ConVA` chooses, or the one that
+    reads best where none is good enough. differences: mean-difference probes for CAA; neurons: of each value, for NeVA;
+    made of the probes' pairs where they are not given. settings: those of `SteeringState`, such as value="power",
+    target=.9, prompt="Should ...?".
     """
-    return Studio(SteeringState(model, probes, gate, layers, **settings))
+    return Studio(SteeringState(model, probes, gate, layers, differences, neurons, **settings))
 
 
-class Studio(w.VBox):
+class Studio(Panel):
     """The panel. `state` holds settings and findings; `run` and `cancel` do what the buttons do."""
 
+    label = "Steering studio"
+
     def __init__(self, state: SteeringState):
-        self.state = state
-        self._home = _loop()
-        self._steps: Generator[None] | None = None  # of the run that is going on
-        self._task: asyncio.Task | None = None
-        self._later: asyncio.TimerHandle | None = None
-        self.ending = ""  # "running", or how the last run ended
-        self.counter, self.decision, self.answers, self.status, self.problem = (w.HTML() for _ in range(5))
-        self.start = w.Button(description="Run", button_style="primary", icon="play", tooltip="Let both answer")
-        self.stop = w.Button(description="Cancel", icon="stop", disabled=True, tooltip="Stop the running answers")
-        self.start.on_click(lambda _: self._guarded(self.run))
-        self.stop.on_click(lambda _: self._guarded(self.cancel))
-        short = dict(layout=w.Layout(width="12em"), style=dict(description_width="7em"))
-        self.controls: dict[str, Any] = {
-            "value": w.Dropdown(options=state.probes.values, description="value"),
-            "target": w.FloatSlider(min=-4, max=8, step=0.05, readout=False, description="target, logit"),
-            "threshold": w.FloatSlider(min=-8, max=8, step=0.05, readout=False, description="gate, logit"),
-            "prompt": w.Textarea(description="prompt", rows=2, layout=w.Layout(width="min(100%, 62em)")),
-            "scope": w.Dropdown(options=SCOPES, description="scope"),
+        super().__init__(state)
+        self.dial = Dial(state.places())
+        self.counter, self.decision, self.answers, self.status, self.words = (w.HTML() for _ in range(5))
+        small = dict(layout=w.Layout(width="auto"))
+        self.go = w.Button(description="Run", button_style="primary", icon="play", tooltip="Let all answer", **small)
+        self.stop = w.Button(description="Cancel", icon="stop", disabled=True, tooltip="Stop the answers", **small)
+        self.more = w.Button(description="Add", icon="plus", tooltip="One more steering, a copy of this one", **small)
+        self.less = w.Button(description="Remove", icon="minus", tooltip="Take the active steering away", **small)
+        buttons = {self.go: self.run, self.stop: self.cancel, self.more: state.add, self.less: state.remove}
+        for button, act in buttons.items():
+            button.on_click(lambda _, act=act: self.guarded(act))
+        self.live = w.Checkbox(True, description="answer on release", indent=False,
+                               tooltip="Write the answers when the dial is let go")  # fmt: skip
+        self.controls = self._controls()
+        self.guarded(state.look)
+        self.strip = self.plot(self._strip)
+        self.profile = self.plot(self._profile, "profiles")
+        self.reading = self.plot(self._reading)
+        self._lay_out()
+        self.dial.observe(lambda change: self.guarded(self._hold, change["new"]), "hand")
+        self.follow(("steerings", "active"), self._show_dial)
+        self.follow([name for name in SETTINGS if name not in ("prompt", "seed", "temperature", "max_new_tokens")],
+                    self.read)  # fmt: skip
+        self.follow("prompt", self.read, PAUSE)
+        self.follow((*SETTINGS, "tokens", "asked", "note", "words", "answers", "profiles"), self._tell)
+        self.follow("words", self.reading.redraw)
+        self._show_dial()
+        self._tell()
+
+    def _controls(self) -> dict[str, Any]:
+        state, short = self.state, dict(layout=w.Layout(width="11em"), style=dict(description_width="6.5em"))
+        wide = dict(style=dict(description_width="6.5em"), layout=w.Layout(width="min(100%, 22em)"))
+        held: dict[str, Any] = {
+            "prompt": w.Textarea(description="prompt", rows=2, style=wide["style"], layout=w.Layout(width="100%")),
+            "method": w.Dropdown(options=[*METHODS], description="method", **wide),
+            "strength": w.FloatSlider(min=0, max=1, step=0.01, readout=False, description="strength", **wide),
+            "scope": w.Dropdown(options=METHODS[state.method].scopes or [state.scope], description="scope", **wide),
+            "layers": w.Text(description="layers", continuous_update=False, **wide,
+                             placeholder="such as 3-5, 8", tooltip="Blocks whose output is steered: 3-5, 8"),
             "temperature": w.BoundedFloatText(description="temperature", min=0, max=10, step=0.1, **short),
             "seed": w.BoundedIntText(description="seed", min=0, max=2**31 - 1, **short),
             "max_new_tokens": w.BoundedIntText(description="new tokens", min=1, max=2**20, **short),
-        }
-        self.labels = {"target": w.Label(), "threshold": w.Label()}
-        self._guarded(state.look)
-        self.figure: Any = go.FigureWidget(self._reading())  # the only one: it brings 5 MB of plotly along
-        held = self.controls
-        sliders = [w.HBox([held[name], label]) for name, label in self.labels.items()][: 1 + state.has_threshold]
-        super().__init__([
-            w.HTML(STYLE),
-            w.HBox([held["value"], *sliders], layout=WRAP),
-            held["prompt"],
-            self.counter,
-            w.HBox([held[name] for name in ("scope", "temperature", "seed", "max_new_tokens")], layout=WRAP),
-            w.HBox([self.start, self.stop, self.status], layout=WRAP),
-            self.problem,
-            self.decision,
-            self.answers,
-            w.Box([self.figure], layout=w.Layout(overflow="auto")),
-        ])  # fmt: skip
-        self.add_class("wb-studio")
+        }  # fmt: skip
+        shown: dict[str, Any] = {"layers": (ranges, lambda text: layers_of(text))}
+        if state.gate is not None:
+            held["gated"] = w.Checkbox(description="gate decides", indent=False)
+        if state.has_threshold:
+            least, most = state._means.scale
+            probable = least > 0
+            low, high = (-8, 8) if probable else (least, most)
+            held["threshold"] = w.FloatSlider(
+                min=low, max=high, step=0.05 if probable else 0.005, readout=False, **wide,
+                description="threshold")  # fmt: skip
+            if probable:
+                shown["threshold"] = (lambda p: round(float(logit(p)), 2), lambda x: round(float(expit(x)), 6))
+        state.observe(self._offer, "method")
+        self._offer_to(held["scope"], held["layers"])
         for name, control in held.items():
-            self._bind(name, control)
-        state.observe(lambda _: self._guarded(self._changed), SETTINGS)
-        state.observe(lambda _: self._tell(), ["base", "steered", "note", "after"])
-        state.observe(lambda _: self._draw(), "after")
-        self._tell()
+            self.bind(name, control, *shown.get(name, ()))
+        return held
 
-    # -- settings ------------------------------------------------------------------------------------------------------
+    def _offer(self, _: Any) -> None:
+        self._offer_to(self.controls["scope"], self.controls["layers"])
 
-    def _bind(self, name: str, control: Any) -> None:
-        """State and control follow each other; what the state refuses is shown, and the control goes back."""
-        slider = isinstance(control, w.FloatSlider)  # of a probability, on a logit scale
-        taking = False  # what the hand holds is not moved: it may be further on already
+    def _offer_to(self, scope: Any, layers: Any) -> None:
+        """What the method lets one choose."""
+        method = METHODS[self.state.method]
+        scopes = list(method.scopes) or [self.state.scope]
+        if list(scope.options) != scopes:
+            kept = self.state.scope
+            with scope.hold_trait_notifications():
+                scope.options = scopes
+                scope.value = kept if kept in scopes else scopes[0]
+        scope.disabled, layers.disabled = len(method.scopes) < 2, not method.layered
 
-        def show(_: Any = None) -> None:
-            setting = getattr(self.state, name)
-            if slider:
-                self.labels[name].value, setting = LABELS[name].format(setting), round(float(logit(setting)), 2)
-                control.min, control.max = min(control.min, setting), max(control.max, setting)
-            if not taking:
-                control.value = setting
+    def _lay_out(self) -> None:
+        held = self.controls
+        self.picked = w.ToggleButtons(options=[("A", 0)], style=w.ToggleButtonsStyle(button_width="3.2em"))
+        self.bind("active", self.picked)
+        self.about = w.HTML()
+        self.dose, self.bar = w.Label(), w.Label()
+        own = [held["method"], w.HBox([held["strength"], self.dose]), held["scope"], held["layers"]]
+        gate = [held[name] for name in ("gated", "threshold") if name in held] + [self.bar] * ("threshold" in held)
+        right = w.VBox([
+            held["prompt"], self.counter,
+            w.HBox([self.picked, self.more, self.less], layout=ROW),
+            self.about, *own, *([w.HBox(gate, layout=ROW)] if gate else []), self.decision,
+            w.HBox([held[name] for name in ("temperature", "seed", "max_new_tokens")], layout=ROW),
+            w.HBox([self.go, self.stop, self.live, self.status], layout=ROW),
+        ], layout=w.Layout(flex="1 1 24em", min_width="20em"))  # fmt: skip
+        left = w.VBox([self.dial, w.HTML(LEGEND), self.words], layout=w.Layout(flex="1 1 30em", min_width="19em"))
+        more = w.Accordion(
+            [self.strip, self.profile, self.reading], selected_index=0,
+            titles=("Token by token: the push, and P", "Values of the answers", "What the probes read in the prompt"),
+        )  # fmt: skip
+        self.lay_out(
+            w.HBox([left, right], layout=w.Layout(flex_flow="row wrap", grid_gap="8px 24px", align_items="flex-start")),
+            self.answers, more,
+        )  # fmt: skip
+        self.add_class("wb-studio")
 
-        def take(change: Any) -> None:
-            nonlocal taking
-            if slider and abs(change["new"] - logit(getattr(self.state, name))) <= control.step / 2:
-                return  # the browser's echo of what it was told, rounded to a step
-            taking = True
-            try:
-                setattr(self.state, name, round(float(expit(change["new"])), 6) if slider else change["new"])
-            except WorkbenchError:
-                taking = False
-                show()
-                raise
-            finally:
-                taking = False
+    # -- the dial ------------------------------------------------------------------------------------------------------
 
-        show()
-        control.observe(lambda change: self._guarded(lambda: take(change)), "value")
-        self.state.observe(show, name)
+    def _hold(self, hand: Mapping[str, Any]) -> None:
+        """A hand is on a handle: its place is the steering's; when it lets go, the answers are written."""
+        state = self.state
+        state.active = hand["index"]
+        with state.hold_trait_notifications():
+            state.angle, state.strength = float(hand["angle"]), round(float(hand["radius"]), 3)
+        if not hand["held"]:
+            self._show_dial()  # where it snapped to
+            if self.live.value:
+                self.run()
 
-    def _changed(self) -> None:
-        """A setting changed: read the prompt again, after a pause in the dragging or typing."""
-        self._tell()
-        self._forget()
-        if self._home is None:
-            self.state.look()
-        else:
-            self._later = self._home.call_later(PAUSE, self._guarded, self.state.look)
+    def _show_dial(self) -> None:
+        state, dial = self.state, self.dial
+        many = len(state.steerings)
+        with dial.hold_sync():
+            dial.handles = [
+                {"angle": own["angle"], "radius": own["strength"], "colour": COLOURS[k], "text": state.told(own),
+                 "letter": LETTERS[k] * (many > 1), "label": f"Steering {LETTERS[k]}"}
+                for k, own in enumerate(state.steerings)
+            ]  # fmt: skip
+            dial.active, dial.told = state.active, state.told()
+            dial.rings = [list(ring) for ring in METHODS[state.method].rings()]
+        options = [(LETTERS[k], k) for k in range(many)]
+        if list(self.picked.options) != options:
+            self.picked.options = options
+        if self.picked.value != state.active:
+            self.picked.value = state.active
+        self.more.disabled, self.less.disabled = many >= len(LETTERS), many < 2
+        self.dose.value = state.told().rpartition(", ")[2]
+        self.about.value = f'<span class="wb-small">{METHODS[state.method].about}.</span>'
 
-    def _forget(self) -> None:
-        if self._later is not None:
-            self._later.cancel()
-        self._later = None
-
-    def _guarded(self, act: Callable[[], Any]) -> None:
-        """Run a callback of the view at home. JupyterLab would swallow what it raises, so the panel shows it."""
-        if self._home not in (None, _loop()):
-            self._home.call_soon_threadsafe(self._guarded, act)
-            return
+    def read(self) -> None:
+        """Read the prompt again, and show it on the dial."""
+        self.forget(self.read)
         try:
-            self.problem.value = ""
-            act()
-        except Exception as problem:
-            self._show(problem)
+            self.state.look()
+        finally:
+            state, profiles = self.state, [[], []]
+            if state.before is not None and state.after is not None and {*state.probes.values} == {*VALUES}:
+                at = max(state.layers)
+                profiles = [p.sel(layer=at, value=list(VALUES)).values.tolist() for p in (state.before, state.after)]
+            with self.dial.hold_sync():
+                self.dial.before, self.dial.after = profiles
+            self._tell()
 
-    def _show(self, problem: Exception) -> None:
-        known = isinstance(problem, WorkbenchError)
-        told = str(problem) if known else "".join(traceback.format_exception(problem, limit=-3))
-        self.problem.value = f'<div class="wb-problem" role="alert">{html.escape(told)}</div>'
-
-    # -- reading and running -------------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------------------
 
     def run(self, wait: bool = False) -> None:
-        """Answer with the settings as they stand; a run that is going on is cancelled first.
+        """Let all answer with the settings as they stand; a run that is going on is cancelled first.
 
         wait: come back when the answers are complete, and raise what goes wrong (it is shown either way). Without it
         the answers stream in while the kernel does other things; where no event loop runs, it waits all the same.
         """
-        self.cancel()
-        self._forget()
-        self._steps = steps = self.state.speak()
-        if self._home is not None and not wait:
-            self._task = self._home.create_task(self._drive(steps))
-            return
-        with self._running(steps):
-            for _ in steps:
-                pass
+        self.forget(self.read)
+        self.start(self.state.speak(), wait)
 
-    async def _drive(self, steps: Generator[None]) -> None:
-        with suppress(Exception), self._running(steps):  # the panel has shown it
-            await asyncio.sleep(PAUSE / 2)  # the browser holds back what was typed last, the click overtakes it
-            for _ in steps:
-                await asyncio.sleep(0)  # here the kernel sees to Cancel, to sliders, to other cells
-                if self._steps is not steps:
-                    return
-
-    @contextmanager
-    def _running(self, steps: Generator[None]) -> Iterator[None]:
-        """Buttons and status round a run; whatever goes wrong is shown and goes on."""
-        self.problem.value = ""
-        self._press(running=True)
-        ending = "cancelled"
-        try:
-            yield
-            ending = "done" if self._steps is steps else ending
-        except Exception as problem:
-            ending = "failed"
-            self._show(problem)
-            raise
-        finally:
-            steps.close()
-            if self._steps is steps or self._steps is None:
-                self._steps = None
-                self._press(running=False, ending=ending)
-
-    def cancel(self) -> None:
-        """Stop the answers that are being written; what is there stays. Without any, nothing happens."""
-        self._steps = None
-
-    def _press(self, running: bool, ending: str = "") -> None:
-        self.stop.disabled = not running
-        self.ending = "running" if running else ending
+    def ended(self) -> None:
+        self.stop.disabled = self.ending != "running"
         self._tell()
+        if self.ending != "running":
+            self.strip.redraw()
 
     # -- showing -------------------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        self.counter.value = counter(self.state)
-        self.decision.value = decision(self.state)
-        self.answers.value = answers(self.state, complete=self.ending == "done")
-        stale = self.state.asked not in (None, self.state.settings) and self.ending != "running"
+        state = self.state
+        self.counter.value = counter(state)
+        self.bar.value = f"opens above {state.threshold:.4g}"
+        self.decision.value = decision(state)
+        self.words.value = words(state)
+        self.answers.value = answers(state)
+        stale = state.asked not in (None, state.settings) and self.ending != "running"
         told = "settings have changed since: press Run" if stale else self.ending
         self.status.value = f'<span role="status">{told}</span>'
+        if self.ending == "running" and self._home is not None:
+            self.soon(self.strip.redraw, 0 if self.strip.redraw in self._due else STRIP)
 
     def _reading(self) -> go.Figure:
-        state, probes = self.state, self.state.probes
+        state = self.state
+        value = state.value if state.value in state.probes.values else next(iter(state._means.shares(state.angle)))
         before, after = state.before, state.after
         if before is None or after is None:  # not read yet, or not readable
-            nothing = np.full((len(probes.values), len(probes.layers)), np.nan)
-            before = after = xr.DataArray(nothing, coords={"value": probes.values, "layer": probes.layers})
-        drawn = figures.steering_reading(before, after, state.value, state.target, state.steered_layers)
-        return drawn.update_layout(width=860)  # a FigureWidget does not fill its place by itself
+            names = {"value": state.probes.values, "layer": state.probes.layers}
+            before = after = xr.DataArray(np.full([*map(len, names.values())], np.nan), names, [*names])
+        target = np.nan if state.target is None else state.target
+        return figures.steering_reading(before, after, value, target, state.layers)
 
-    def _draw(self) -> None:
-        fresh: Any = self._reading()
-        with self.figure.batch_update():
-            for held, trace in zip(self.figure.data, fresh.data, strict=True):
-                held.update(trace.to_plotly_json())
-            for part in ("title", "shapes", "yaxis"):
-                setattr(self.figure.layout, part, getattr(fresh.layout, part))
-        # A view that opens later (a page made without a screen, Voila, a second tab) reads these, which plotly sets at
-        # birth and leaves alone afterwards.
-        self.figure._widget_data = deepcopy(self.figure._data)
-        self.figure._widget_layout = self.figure.layout.to_plotly_json()
+    def _strip(self) -> go.Figure:
+        state = self.state
+        traces = [trace for trace in state.traces if trace is not None and len(trace) and trace["layer"].notna().any()]
+        at = state.active if state.active < len(state.traces) else 0
+        trace = state.traces[at] if state.traces else None
+        if trace is None or trace.empty or trace["layer"].isna().all():
+            trace = traces[0] if traces else None
+        if trace is None:
+            return figures.nothing("Token by token", "Nothing was steered layer by layer yet: press Run.")
+        return figures.steering_strip(trace, target=state.target)
+
+    def _profile(self) -> go.Figure:
+        state = self.state
+        if state.profiles is None or not np.isfinite(state.profiles.values).any():
+            return figures.nothing("Values of the answers", "No complete answers yet: press Run.")
+        names = ["Base", *(state.told(own) for own in state.asked["steerings"])]
+        return figures.answer_profiles(state.profiles, names)
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """ "3-5, 8" as 3, 4, 5, 8. WorkbenchError for anything else."""
+    parts = [re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part) for part in re.split(r"[,\s]+", text.strip(", "))]
+    if not all(parts):
+        raise WorkbenchError(f"Layers {text!r} were asked for.", allowed="numbers and ranges, such as 3-5, 8")
+    return tuple(k for part in parts if part for k in range(int(part[1]), int(part[2] or part[1]) + 1))
 
 
 def counter(state: SteeringState) -> str:
@@ -269,33 +290,56 @@ def decision(state: SteeringState) -> str:
     """What the gate decided, and P of the value before and after."""
     if state.after is None or state.before is None:
         return ""
-    gate = "No gate" if state.gate is None else type(state.gate).__name__
+    gate = "No gate" if state.gate is None or not state.gated else type(state.gate).__name__
     if state.has_threshold and state.score is not None:
-        gate = f"Gate: P(related) = {state.score:.4g} {'&gt;' if state.open else '≤'} {state.threshold:.4g}"
+        gate = f"Gate: score {state.score:.4g} {'&gt;' if state.open else '≤'} {state.threshold:.4g}"
     opened = "<b>open</b>, this prompt is steered" if state.open else "<b>closed</b>, this prompt is left alone"
-    layer = max(state.steered_layers)
-    before, after = (float(p.sel(value=state.value, layer=layer)) for p in (state.before, state.after))
-    return (
-        f'<div class="wb-card">{gate}: {opened}. At the last prompt token, layer {layer}, P of '
-        f"<b>{html.escape(state.value)}</b>: {before:.3f} before, <b>{after:.3f}</b> after (target {state.target:.4g})."
-        "</div>"
-    )
+    opened = "<b>off</b>, nothing is steered" if state.strength == 0 else opened
+    layer, told = max(state.layers), []
+    shares = state._means.shares(state.angle)
+    if len(shares) > 1 and not np.isnan(state.aimed[1]):
+        told.append(f"P of the <b>blend</b> {state.aimed[0]:.3f} before, <b>{state.aimed[1]:.3f}</b> after")
+    for value in shares:
+        before, after = (float(p.sel(value=value, layer=layer)) for p in (state.before, state.after))
+        told.append(f"P of <b>{html.escape(value)}</b> {before:.3f} before, <b>{after:.3f}</b> after")
+    return (f'<div class="wb-card" role="status">{gate}: {opened}. At the last prompt token, layer {layer}: '
+            f"{'; '.join(told)}.</div>")  # fmt: skip
 
 
-def answers(state: SteeringState, complete: bool) -> str:
-    """Both answers side by side, and what the exact judge reads in complete ones."""
+def words(state: SteeringState) -> str:
+    """The likeliest next tokens, base and steered, as bars."""
+    if state.words is None:
+        return ""
+    rows = []
+    for row in state.words.itertuples():
+        bars = "".join(f'<span class="wb-bar wb-bar-{side}" style="width:{100 * p:.1f}%"></span>'
+                       for side, p in (("base", row.base), ("steered", row.steered)))  # fmt: skip
+        token = html.escape(str(row.token)).replace("\n", "⏎").strip() or "␣"
+        rows.append(f"<tr><td><code>{token}</code></td><td>{row.base:.3f}</td><td>{row.steered:.3f}</td>"
+                    f'<td class="wb-bars">{bars}</td></tr>')  # fmt: skip
+    head = "<tr><th>next token</th><th>base</th><th>steered</th><th></th></tr>"
+    return f'<table class="wb-table wb-words" aria-label="Next token, base and steered">{head}{"".join(rows)}</table>'
+
+
+def answers(state: SteeringState) -> str:
+    """All answers side by side, and what the exact judge reads in complete ones."""
+    complete = state.profiles is not None
     if state.asked is None:
-        return '<div class="wb-card wb-small">Press Run to let the model answer, base and steered side by side.</div>'
+        return '<div class="wb-card wb-small">Let the dial go, or press Run: the model answers, base and steered.</div>'
     asked = state.asked
     how = f"T = {asked['temperature']:g}, seed {asked['seed']}" if asked["temperature"] else "greedy"
-    cards = []
-    for title, answer in (("Base", state.base), (f"Steered towards {html.escape(asked['value'])}", state.steered)):
+    several, cards = len(asked["steerings"]) > 1, []
+    titles = [("Base", "currentColor")] + [
+        (f"{LETTERS[k]}: " * several + html.escape(state.told(own)), COLOURS[k])
+        for k, own in enumerate(asked["steerings"])
+    ]
+    for (title, colour), answer in zip(titles, state.answers, strict=True):
         read = f'<div class="wb-small">{verdict(state, answer)}</div>' if complete else ""
-        said = f'<div class="wb-said">{html.escape(answer.strip())}</div>'
-        cards.append(f'<div class="wb-card"><h4>{title}</h4>{said}{read}</div>')
-    same = " Both answers are the same." if complete and state.base == state.steered else ""
+        said = f'<div class="wb-said" dir="auto">{html.escape(answer.strip())}</div>'
+        cards.append(f'<div class="wb-card" style="border-top: 3px solid {colour}"><h4>{title}</h4>{said}{read}</div>')
+    same = " All answers are the same." if complete and len({*state.answers}) == 1 else ""
     note = f" {html.escape(state.note)}" if state.note else ""
-    foot = f'<div class="wb-small">{how}, the same for both.{same}{note}</div>'
+    foot = f'<div class="wb-small">{how}, the same for all.{same}{note}</div>'
     return f'<div class="wb-two">{"".join(cards)}</div>{foot}'
 
 
@@ -307,11 +351,3 @@ def verdict(state: SteeringState, answer: str) -> str:
     said = [f"affirms <b>{', '.join(read.affirms) or 'no value'}</b>"]
     said += [f"affirms and denies {', '.join(read.both)}"] if read.both else []
     return f"Judge: {'; '.join(said)}; {'grammatical' if read.fluent else '<b>not grammatical</b>'}."
-
-
-def _loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop of this thread, if it runs inside one."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

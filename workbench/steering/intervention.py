@@ -136,7 +136,7 @@ class Intervention:
         """
         if self.layers and type(self).shift is Intervention.shift:
             raise WorkbenchError(
-                f"{self.name} was to steer layers {_ranges(self.layers)}.",
+                f"{self.name} was to steer layers {ranges(self.layers)}.",
                 found="a method that does not say what it adds there",
                 do="Define shift(layer, e) in its class.",
             )
@@ -153,7 +153,7 @@ class Intervention:
             if self.scope == "all" or read is None or self.edits_before(read):
                 raise WorkbenchError(
                     f"{self} was to ask its gate about each token.",
-                    found=f"scope {self.scope!r}, a gate that reads layer {read}, layers {_ranges(self.layers)}",
+                    found=f"scope {self.scope!r}, a gate that reads layer {read}, layers {ranges(self.layers)}",
                     allowed="scopes 'generated' and 'token', and a gate that reads before the first edit",
                 )
 
@@ -174,7 +174,7 @@ class Intervention:
             if name == "window" and part is None:
                 continue
             if name == "layers":
-                shown.append(f"layers {_ranges(self.layers)}")
+                shown.append(f"layers {ranges(self.layers)}")
             elif name != "probes":
                 shown.append(str(part) if name in ("value", "of") else f"{name}={part}")
         return f"{self.name}({', '.join(shown)})"
@@ -274,7 +274,7 @@ def check_scope(name: str, scope: str, scopes: Sequence[str]) -> None:
         raise WorkbenchError(f"{name} with scope {scope!r} was asked for.", allowed=", ".join(map(repr, scopes)))
 
 
-def _ranges(layers: Sequence[int]) -> str:
+def ranges(layers: Sequence[int]) -> str:
     """3, 4, 5, 8 as "3-5, 8"."""
     runs: list[list[int]] = []
     for layer in layers:
