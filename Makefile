@@ -9,11 +9,11 @@ PYTHON ?=
 MODEL ?=
 ARGS ?=
 
-.PHONY: setup lab test tour app bench clean
+.PHONY: setup lab test tour app bench pictures clean
 
 setup: $(VENV)/installed
 
-lab test app bench: setup
+lab test app bench pictures: setup
 	@$(WORKBENCH) $@ $(ARGS)
 
 tour: setup

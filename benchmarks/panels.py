@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "browser"))
-from labs import FLAGS, WAIT, chromium, errors, notebook_of, run_all, serving  # noqa: E402
+from labs import browsing, chromium, errors, notebook_of, run_all, serving  # noqa: E402
 
 RESULTS = HERE / "results" / "panels.json"
 MOVES = 40
@@ -244,25 +244,15 @@ MEASURED = {
 
 
 def main() -> None:
-    from playwright.sync_api import sync_playwright
-
     browser_path = chromium()
     if browser_path is None:
         raise SystemExit("No Chromium or Chrome: nothing to measure with.")
     wanted = sys.argv[1:] or list(PANELS)
     found: dict[str, Any] = {}
-    with (
-        tempfile.TemporaryDirectory() as home, serving(Path(home)) as lab, sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=browser_path, args=FLAGS, timeout=WAIT * 1000) as browser,
-    ):  # fmt: skip
-
-        def new_page() -> Any:
-            context = browser.new_context(viewport={"width": 1500, "height": 1600})
-            context.set_default_timeout(WAIT * 1000)
-            return context.new_page()
-
+    tall = {"viewport": {"width": 1500, "height": 1600}}
+    with tempfile.TemporaryDirectory() as home, serving(Path(home)) as lab, browsing(browser_path) as new_page:
         for name in wanted:
-            page = run_all(new_page, lab, notebook_of(SETUP, PANELS[name]), f"{name}.ipynb")
+            page = run_all(lambda: new_page(**tall), lab, notebook_of(SETUP, PANELS[name]), f"{name}.ipynb")
             if problems := errors(page):
                 raise SystemExit(f"{name}: {problems}")
             bench = Bench(page, name)

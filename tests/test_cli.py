@@ -16,7 +16,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from typer.testing import CliRunner
 
-from workbench import cli
+from workbench import cli, notebooks
 from workbench.errors import WorkbenchError
 
 runner = CliRunner()
@@ -56,7 +56,7 @@ def test_python_m_workbench_lists_the_commands_without_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for command in ("lab", "tour", "test", "app", "bench", "data", "embedded", "clean"):
+    for command in ("lab", "tour", "test", "app", "bench", "pictures", "data", "embedded", "clean"):
         assert re.search(rf"\b{command}\b", result.stdout), f"{command} is missing from --help"
 
 
@@ -179,10 +179,10 @@ def test_commands_on_the_repository_say_so_where_there_is_none(command, tmp_path
 
 
 def test_a_missing_notebook_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    monkeypatch.setattr(cli, "PACKAGE", tmp_path)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "PACKAGE", tmp_path)
     with pytest.raises(WorkbenchError, match="The notebook '00_tour.ipynb' was asked for"):
-        cli.notebook_path()
+        notebooks.notebook_path()
 
 
 def test_a_check_that_fails_is_named_and_the_others_still_run(monkeypatch):
@@ -198,7 +198,7 @@ def test_a_check_that_fails_is_named_and_the_others_still_run(monkeypatch):
     assert result.exit_code == 1 and result.output.strip().endswith("Failed: pyright")
 
 
-def test_servers_listen_on_localhost(monkeypatch):
+def test_jupyterlab_listens_on_localhost(monkeypatch):
     called = []
     monkeypatch.setattr(cli, "notebook_path", lambda name=cli.TOUR: cli.ROOT / "notebooks" / name)
 
@@ -211,12 +211,10 @@ def test_servers_listen_on_localhost(monkeypatch):
 
     monkeypatch.setattr(cli.subprocess, "Popen", Popen)
     assert runner.invoke(cli.app, ["lab", "--no-browser"]).exit_code == 0
-    assert runner.invoke(cli.app, ["app", "--no-browser"]).exit_code == 0
-    (_, _, lab, *lab_options), (_, _, voila, *voila_options) = called
-    assert (lab, voila) == ("jupyterlab", "voila")
-    assert "--ServerApp.ip=127.0.0.1" in lab_options and "--Voila.ip=127.0.0.1" in voila_options
-    assert "--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb" in lab_options
-    assert "--no-browser" in lab_options and "--no-browser" in voila_options
+    ((_, _, lab, *options),) = called
+    assert lab == "jupyterlab"
+    assert "--ServerApp.ip=127.0.0.1" in options and "--no-browser" in options
+    assert "--LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb" in options
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from workbench.probes import fit_probes
 from workbench.steering import CAA, DPNLE, LAPE, NPTI, SCAV, ConVA, NeVA, RandomDirection
 from workbench.steering.intervention import SCOPES, Intervention
 from workbench.steering.lora import Adapter, LoRA
+from workbench.steering.scale_neurons import ScaleNeurons
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 NORMED = ("gemma2", "gemma3_text")  # a norm follows the MLP
@@ -60,6 +61,11 @@ METHODS: dict[str, tuple[tuple[str, ...], Make, Make | None]] = {
     ),
     "LAPE": (("token",), lambda p, **s: LAPE(p.lape, **s), None),
     "DPNLE": (SCOPES, lambda p, **s: DPNLE(p.dpnle, gamma=5, **s), lambda p, **s: DPNLE(p.dpnle, gamma=0, **s)),
+    "ScaleNeurons": (
+        ("all", "token"),
+        lambda p, **s: ScaleNeurons(p.dpnle, factor=4, **s),
+        lambda p, **s: ScaleNeurons(p.dpnle, factor=1, **s),
+    ),
     "RandomDirection": (
         SCOPES,
         lambda p, **s: RandomDirection(ConVA(p.probes, VALUE, target=0.9999, **s)),
@@ -124,7 +130,8 @@ def an_adapter(model) -> Adapter:
 
 def layers_of(part: SimpleNamespace, name: str) -> list[int]:
     """The layers that a method can steer, of the first three."""
-    held = {"NeVA": part.neva, "NPTI": part.npti, "DPNLE": part.dpnle, "RandomDirection of neurons": part.dpnle}
+    held = {"NeVA": part.neva, "NPTI": part.npti, "DPNLE": part.dpnle, "ScaleNeurons": part.dpnle,
+            "RandomDirection of neurons": part.dpnle}  # fmt: skip
     if name == "LAPE":
         return sorted({int(layer) for layer in part.lape.chosen.query("side < 0")["layer"]})[:3]
     return sorted(held[name].indices)[:3] if name in held else [0, 1, 2]

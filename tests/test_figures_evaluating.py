@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import xarray as xr
 from drawn import EVIL, figures
@@ -62,6 +63,7 @@ def known_leakage(method: str = EVIL) -> SimpleNamespace:
 def test_every_figure_is_titled_and_safe(name):
     figure = FIGURES[name]
     text = json.dumps(json.loads(figure.to_json()), allow_nan=False)
+    assert json.loads(go.Figure(figure.to_plotly_json()).to_json() or "") == json.loads(figure.to_json()), "not valid"
     assert figure.layout.title.text and figure.layout.title.subtitle.text
     assert "<a " not in text and "$" not in text, "markup or a formula from the data"
     if name != "ablations":

@@ -397,6 +397,20 @@ def test_the_dial_is_a_hand_on_a_steering(panel):
     assert len(dial.handles) == 1 and panel.less.disabled
 
 
+def test_what_is_added_in_a_loop_stays_active(model, probes):
+    async def steps():
+        panel = studio(model, probes, layers=LAYERS)
+        other = Studio(panel.state)
+        panel.more.click()
+        await asyncio.sleep(0.3)
+        panel.controls["method"].value = "CAA"
+        await asyncio.sleep(0.3)
+        assert [own["method"] for own in panel.state.steerings] == ["ConVA", "CAA"]
+        assert panel.picked.value == other.picked.value == panel.state.active == 1
+
+    in_a_loop(steps())
+
+
 def test_the_models_own_places_stand_beside_the_ideal_ones(panel, probes):
     from workbench.geometry import planted_axis_map
 

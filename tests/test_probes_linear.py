@@ -79,17 +79,31 @@ def test_one_more_newton_step_changes_nothing(n, scale, apart):
         assert np.linalg.norm(w) > 0 and np.linalg.norm(step[:-1]) < 1e-4 * np.linalg.norm(w), C
 
 
-@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
-def test_dual_and_primal_are_one(C):
-    X, y = two_classes(80, 30, scale=2, offset=5)
-    rows, counts = Rows(X, y), np.random.default_rng(0).integers(0, 3, 80).astype(float)
-    for weights in (np.ones(80), counts):
-        kept = weights > 0
-        primal = rows.lift(rows.fit("logistic", C, weights))
-        a = np.zeros(80)
-        a[kept], b = METHODS["logistic"](rows.K[np.ix_(kept, kept)], y[kept], weights[kept], 30, C)
-        dual = rows.lift(Dual(a, b))
+@pytest.mark.parametrize(("method", "C"), [("logistic", 0.01), ("logistic", 100.0), *((m, 1.0) for m in METHODS)])
+@pytest.mark.parametrize("d", [30, 60])
+def test_dual_and_primal_are_one(method, C, d):
+    """Also where the pairs are fewer than the dimensions, and the rows more."""
+    X, y = two_classes(80, d, scale=2, offset=5)
+    rows = Rows(X, y)
+    for weights in (np.ones(80), np.tile(np.random.default_rng(0).integers(1, 4, 40).astype(float), 2)):
+        primal = rows.lift(rows.fit(method, C, weights))
+        dual = rows.lift(METHODS[method](rows.K, y, weights, d, C))
         assert near(dual.weight, primal.weight) < 1e-5 and dual.bias == pytest.approx(primal.bias, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+def test_where_a_fit_starts_changes_nothing(n, d, C):
+    X, y = two_classes(n, d, 2, 20)
+    rows, fold = Rows(X, y), np.tile(np.arange(n // 2) % 5, 2)
+    counts = (fold > 0).astype(float)
+    cold = rows.lift(rows.fit("logistic", C, counts))
+    for start in (rows.fit("logistic", C), rows.fit("logistic", 1e4), rows.fit("mean_difference", 1.0),
+                  Dual(1e6 * np.random.default_rng(0).normal(size=n), 3e7)):  # fmt: skip
+        warm = rows.lift(rows.fit("logistic", C, counts, start))
+        assert near(warm.weight, cold.weight) < 1e-5 and warm.bias == pytest.approx(cold.bias, rel=1e-4, abs=1e-4)
+    warm = rows.held_out("logistic", C, fold, rows.fit("logistic", C))
+    assert warm == pytest.approx(rows.held_out("logistic", C, fold), rel=1e-4, abs=1e-4 * np.abs(warm).max())
 
 
 def test_separable_texts_have_an_optimum_too():

@@ -50,6 +50,21 @@ def test_each_examples_logit_comes_from_the_other_folds(method):
         assert (own.groupby("pair")["fold"].nunique() == 1).all() and sorted(set(own["fold"])) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_one_value_at_one_layer_is_fitted_as_among_all(method):
+    acts, fresh = some(values=MIXED, layers=2, apart=0.5), some(values=MIXED, layers=2, apart=0.5)
+    probes = acts.fit(method, C=0.1, folds=3)
+    own = probes.examples["value"] == "security"
+    fold = probes.examples.loc[own, "fold"].to_numpy()
+    weight, bias, held_out = fresh.fit_one("security", 1, fold, method, C=0.1)
+    at = {"value": "security", "layer": 1}
+    np.testing.assert_array_equal(weight, probes.weight.sel(at))
+    assert np.float32(bias) == float(probes.bias.sel(at))
+    np.testing.assert_array_equal(held_out, probes.held_out.sel(layer=1).values[own.to_numpy()])
+    with pytest.raises(WorkbenchError, match="Probes with C=0 were asked for"):
+        fresh.fit_one("security", 1, fold, method, C=0)
+
+
 def test_a_refit_is_a_fit():
     acts, fresh = some(layers=3), some(layers=3)
     assert [acts.fit("lda", folds=folds).provenance["folds"] for folds in (5, 3)] == [5, 3]

@@ -1,4 +1,4 @@
-"""The command line: `workbench lab | tour | test | app | bench | evaluate | data | cache | embedded | clean`.
+"""The command line: `workbench lab | tour | test | app | bench | pictures | evaluate | data | cache | embedded | clean`.
 
 Thin: each command finds its files, calls what does the work, and says what it did. Imports lie inside the
 commands, so that `workbench --help` answers at once. A WorkbenchError ends a command with its message.
@@ -293,6 +293,13 @@ def bench(
         codes[name] = subprocess.run([sys.executable, str(present[name])], cwd=ROOT).returncode
     if failed := [name for name, code in codes.items() if code]:
         raise WorkbenchError("Benchmarks were run.", found=f"failed: {', '.join(failed)}")
+
+
+@app.command()
+def pictures() -> None:
+    """Photograph every panel in a real browser, light and dark, for the README: notebooks/pictures."""
+    script = checkout() / "tests" / "browser" / "pictures.py"
+    raise typer.Exit(subprocess.run([sys.executable, str(script)], cwd=ROOT).returncode)
 
 
 @app.command()

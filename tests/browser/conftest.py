@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labs import FLAGS, WAIT, Lab, chromium, serving
+from labs import Lab, browsing, chromium, serving
 
 
 @pytest.hookimpl(trylast=True)
@@ -26,26 +26,17 @@ def executable() -> str:
 
 
 @pytest.fixture
-def browser(executable):
-    """A browser with a fresh profile. Ask for it after running notebooks: its event loop holds the thread."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS, timeout=WAIT * 1000)
-        yield browser
-        browser.close()
+def new_page(executable):
+    """Function: options of a browser context -> a page. Ask for it after running notebooks: see `browsing`."""
+    with browsing(executable) as new_page:
+        yield new_page
 
 
-@pytest.fixture
-def new_page(browser):
-    """Function: options of a browser context -> a page in a context of its own, patient on a busy machine."""
-
-    def make(**options):
-        context = browser.new_context(**{"viewport": {"width": 1400, "height": 1000}, **options})
-        context.set_default_timeout(WAIT * 1000)
-        return context.new_page()
-
-    return make
+@pytest.fixture(scope="module")
+def pages(executable):
+    """The same for all tests of a module, none of which runs a notebook in this thread."""
+    with browsing(executable) as new_page:
+        yield new_page
 
 
 @pytest.fixture(scope="session")

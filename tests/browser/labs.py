@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
@@ -20,7 +21,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-WAIT = 600.0  # seconds; a bound for machines that do other work beside, never a pace: who waits goes on when it sees
+WAIT = float(os.environ.get("WORKBENCH_WAIT", 600))  # seconds; a bound for machines that do other work beside, never a pace: who waits goes on when it sees
 
 # Galata is JupyterLab's own test configuration, without token; it takes a fixed port, so ours comes after it.
 SERVER = """
@@ -115,6 +116,28 @@ def stop(server: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
+
+
+@contextmanager
+def browsing(executable: str) -> Iterator[Any]:
+    """Function: options of a browser context -> a page in a context of its own, patient on a busy machine.
+
+    Enter it after running notebooks in this thread: the browser's event loop holds it.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS, timeout=WAIT * 1000)
+
+        def new_page(**options: Any) -> Any:
+            context = browser.new_context(**{"viewport": {"width": 1400, "height": 1000}, **options})
+            context.set_default_timeout(WAIT * 1000)
+            return context.new_page()
+
+        try:
+            yield new_page
+        finally:
+            browser.close()
 
 
 def notebook_of(*sources: str) -> nbformat.NotebookNode:

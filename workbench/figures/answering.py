@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
+from .draft import Draft
 from .style import COLOURS, FAINT, HOVER, INK, METHODS, escape, finish, in_circle
 
 
 def nothing(title: str, why: str) -> go.Figure:
     """An empty place that says why it is empty."""
-    fig = go.Figure()
+    fig = Draft()
     fig.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=f"<i>{escape(why)}</i>", showarrow=False,
                        font=dict(size=14, color=FAINT))  # fmt: skip
     fig.update_xaxes(visible=False)
@@ -25,7 +26,7 @@ def answer_profiles(profiles: xr.DataArray, names: Sequence[str]) -> go.Figure:
     first, which is grey.
     """
     values = in_circle([str(value) for value in profiles["value"].values])
-    fig = go.Figure()
+    fig = Draft()
     for k, name in enumerate(names):
         p = profiles.isel(answer=k).sel(value=values).values
         colour = "#9aa5b1" if k == 0 else METHODS[(k - 1) % len(METHODS)]
@@ -41,7 +42,7 @@ def answer_profiles(profiles: xr.DataArray, names: Sequence[str]) -> go.Figure:
     return finish(
         fig,
         "Values of the answers, as the probes read them",
-        f"P at the last token of each answer, layer {int(profiles['layer'])}; .5 is undecided. A reading of the text that "
-        "was written, not a judgement of it.",
+        f"P at the last token of each answer, layer {int(profiles['layer'])}; .5 is undecided. A reading of the text "
+        "that was written, not a judgement of it.",
         height=330, barmode="group", bargap=0.25, legend=dict(orientation="h", x=0, y=-0.35, yanchor="top"),
     )  # fmt: skip

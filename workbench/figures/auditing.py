@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
+from .draft import Draft
 from .style import COLOURS, FAINT, HOVER, INK, MARK, MARK_TEXT, METHODS, escape, finish, readable, tint
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def audit_figure(audits: Audit | Sequence[Audit]) -> go.Figure:
     if not sets:
         raise WorkbenchError("A figure of audits was asked for.", "none", "one or more of what audit_pairs returns")
     names = [escape(audit.name, 40) for audit in sets]
-    fig = make_subplots(2, 2, horizontal_spacing=0.11, vertical_spacing=0.2, subplot_titles=[
+    fig = Draft.subplots(2, 2, horizontal_spacing=0.11, vertical_spacing=0.2, subplot_titles=[
         "Words alone tell the sides", "... and the sides of other values", "Words shared within a pair",
         "Mood: positives minus negatives",
     ])  # fmt: skip

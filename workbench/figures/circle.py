@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from .. import geometry
 from ..errors import WorkbenchError
 from ..geometry import Circle, CircumplexFit
 from ..values import GROUPS, REFINED, VALUES, VALUES19, Order, circular_order
 from .circumplex import exactly, people
+from .draft import Draft
 from .style import DIVERGING, FAINT, HOVER, HUMAN, INK, colour_of, escape, finish, p_value, readable, tint
 
 
@@ -40,8 +40,8 @@ def cosine_heatmap(
     many = len(names) > 10
     columns = min(2, len(shown)) if many or len(shown) == 4 else len(shown)
     rows = -(-len(shown) // columns)
-    fig = make_subplots(rows, columns, shared_yaxes=True, shared_xaxes=True, horizontal_spacing=0.03,
-                        vertical_spacing=0.07, subplot_titles=list(shown))  # fmt: skip
+    fig = Draft.subplots(rows, columns, shared_yaxes=True, shared_xaxes=True, horizontal_spacing=0.03,
+                         vertical_spacing=0.07, subplot_titles=list(shown))  # fmt: skip
     fig.update_annotations(font_size=13)
     size = 9 if columns < 3 else 8
     for at, (title, matrix) in enumerate(shown.items()):
@@ -99,7 +99,7 @@ def circle_map(
         how = f"{kind.replace('nonm', 'non-m')} MDS of {escape(fit.similarity.name)}s"
     reference = None if human is None else people(human)
     theirs = None if reference is None else _placed(reference, circle)
-    half, fig = np.pi / (9 if circle.layout == "wedges" else len(names)), go.Figure()
+    half, fig = np.pi / (9 if circle.layout == "wedges" else len(names)), Draft()
     still = dict(mode="lines", hoverinfo="skip")
     reach = _label_round(fig, places, places if theirs is None else pd.concat([places, theirs]))
     for (group, colour, start, end), (x, y) in _in_corners(_sectors(circle, half)):
@@ -142,13 +142,12 @@ def circle_map(
         f"{p_value(fit.p)} over {'all' if fit.exact else 'random'} relabellings; {told}",
         f"Filled: value vectors, {how}. White: ideal places.", *filter(None, also),
     ]  # fmt: skip
-    finish(
+    return finish(
         fig, f"The {many} values in the model, on {'Schwartz’s' if schwartz else 'a'} circle", "", height=780,
         width=760, showlegend=False, xaxis=axis,
         yaxis={**axis, "range": [-0.905 * reach, 0.905 * reach], "scaleanchor": "x"},
-        margin=dict(t=52 + 18 * len(lines), b=10, l=10, r=10),
+        margin=dict(t=52 + 18 * len(lines), b=10, l=10, r=10), title_subtitle_text="<br>".join(lines),
     )  # fmt: skip
-    return fig.update_layout(title_subtitle_text="<br>".join(lines))
 
 
 _SCHWARTZ = (VALUES, VALUES19)
@@ -160,7 +159,7 @@ def _placed(similarity: xr.DataArray, circle: Circle) -> pd.DataFrame:
     return table.set_index("value").loc[list(circle.names)].reset_index()
 
 
-def _ellipses(fit: CircumplexFit, fig: go.Figure) -> str:
+def _ellipses(fit: CircumplexFit, fig: Draft) -> str:
     """The 95 % region of each value over the resamples, drawn; what the subtitle says of it, "" without resamples."""
     spread = fit.spread()
     if spread is None:
@@ -203,7 +202,7 @@ def _in_corners(sectors: list[tuple[str, str, float, float]]) -> list[tuple[tupl
     return list(zip(sectors, np.sign(np.stack([np.cos(held), np.sin(held)], 1)), strict=True))
 
 
-def _label_round(fig: go.Figure, places: pd.DataFrame, marks: pd.DataFrame) -> float:
+def _label_round(fig: Draft, places: pd.DataFrame, marks: pd.DataFrame) -> float:
     """Names outside the ring at their ideal angles, farther out where a mark lies in the way; how far all reaches."""
     points = marks["x"].to_numpy() + 1j * marks["y"].to_numpy()
     ideal = places["ideal_x"].to_numpy() + 1j * places["ideal_y"].to_numpy()

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
 from ..geometry import CircumplexFit, cosine_profile, human_reference
 from ..geometry.labellings import TIE, pairs_of
 from ..values import VALUES, VALUES19, angles
+from .draft import Draft
 from .style import (
     ABOVE,
     BARS,
@@ -52,11 +52,11 @@ def permutation_null(fit: CircumplexFit, *, statistic: str = "ci") -> go.Figure:
     least = 0 if statistic == "procrustes_r2" else -1
     counts, edges = np.histogram(null, bins=80, range=(least, 1))
     what = "orders" if exact and len(fit.candidates) == 1 else "labellings"
-    fig = go.Figure(go.Bar(
+    fig = Draft().add_bar(
         x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1] - edges[0], marker=dict(color=BARS, line_width=0),
         hovertemplate=HOVER, hovertext=[f"{low:.3f} to {high:.3f}<br>{n:,} of {null.size:,} {what}"
                                         for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)],
-    ))  # fmt: skip
+    )  # fmt: skip
     outwards, room = (1, 1 - observed) if observed > null.mean() else (-1, observed - least)
     side = outwards if room > 0.35 else -outwards  # beside the bars, not over them
     fig.add_vline(x=observed, line=dict(color=MARK, width=3))
@@ -106,7 +106,7 @@ def similarity_by_step(fit: CircumplexFit, human: str | xr.DataArray | None = No
     circle, names = fit.circle, fit.circle.names
     steps, pairs = pairs_of(circle.steps), pairs_of(fit.similarity.values)
     first, second = np.triu_indices(len(names), 1)
-    fig, at, title = go.Figure(), np.unique(steps), escape(fit.similarity.name)
+    fig, at, title = Draft(), np.unique(steps), escape(fit.similarity.name)
     aside = np.concatenate([np.linspace(-0.25, 0.25, (steps == step).sum() + 2)[1:-1] for step in at])
     order = np.lexsort((pairs, steps))
     fig.add_scatter(
@@ -188,10 +188,10 @@ def circular_profile(
     x, bounds = place(theta), [_by_value(b)[1] if b is not None else heights for b in (low, high)]
     turn = np.linspace(-180, 180, 181)
     curve = elevation + amplitude * np.cos(np.radians(turn) + middle - displacement)
-    fig = go.Figure(go.Scatter(
+    fig = Draft().add_scatter(
         x=turn, y=curve, mode="lines", line=dict(color=INK, width=2), name="cosine fit", hovertemplate=HOVER,
         hovertext=[f"cosine fit {c:.3f}" for c in curve],
-    ))  # fmt: skip
+    )  # fmt: skip
     fig.add_hline(y=elevation, line=dict(color=FAINT, dash="dash", width=1))
     peak = round(float(place(displacement))) or 0
     fig.add_shape(type="line", x0=peak, x1=peak, y0=elevation, y1=elevation + amplitude,
@@ -244,7 +244,7 @@ def _by_value(y: Any) -> tuple[list[str], np.ndarray, str | None]:
 def layer_geometry(scan: pd.DataFrame) -> go.Figure:
     """The table of `geometry.layer_scan`: index by layer, and the p of each layer as if named beforehand and as chosen.
     """
-    fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.14, row_heights=[0.55, 0.45])
+    fig = Draft.subplots(rows=2, shared_xaxes=True, vertical_spacing=0.14, row_heights=[0.55, 0.45])
     columns = ("layer", "ci", "spearman", "p", "p_selected")
     told = [f"layer {layer}<br>correspondence index {ci:.3f}<br>Spearman {spearman:.3f}<br>"
             f"{p_value(p)} named beforehand<br>{p_value(selected)} as the best of {len(scan)} layers"
@@ -261,10 +261,10 @@ def layer_geometry(scan: pd.DataFrame) -> go.Figure:
     fig.add_scatter(x=[best["layer"]], y=[best["ci"]], mode="markers", name="best layer", row=1, col=1,
                     hovertext=told[chosen], hovertemplate=HOVER,
                     marker=dict(size=15, color="rgba(0, 0, 0, 0)", line=dict(color=MARK, width=3)))  # fmt: skip
-    fig.add_hline(y=0.05, line=dict(color=MARK, dash="dash", width=1), row=2, col=1)  # type: ignore[arg-type]
+    fig.add_hline(y=0.05, line=dict(color=MARK, dash="dash", width=1), row=2, col=1)
     fig.add_annotation(x=1, xref="x2 domain", y=math.log10(0.05), yref="y2", xanchor="right", yanchor="bottom",
                        text=".05", showarrow=False, font=dict(color=MARK_TEXT))  # fmt: skip
-    fig.add_hline(y=0, line=dict(color=FAINT, width=1), row=1, col=1)  # type: ignore[arg-type]
+    fig.add_hline(y=0, line=dict(color=FAINT, width=1), row=1, col=1)
     fig.update_xaxes(showgrid=False, dtick=max(1, len(scan) // 16))
     fig.update_xaxes(title_text="layer (output of the block)", row=2)
     fig.update_yaxes(title_text="index, correlation", row=1)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from ..errors import WorkbenchError
+from .draft import Draft
 from .style import FAINT, HOVER, INK, METHODS, colour_of, escape, finish, in_circle
 
 _LAYOUTS = ("umap", "pca")
@@ -42,7 +43,7 @@ def activation_map(
     note += f" Of {neighbours} nearest neighbours {_span(kept)} are kept; trustworthiness {_span(trust)}."
     named = acts.coords if isinstance(acts, xr.DataArray) else {}
     texts = next((named[key].values for key in ("content", "text") if key in named), [])
-    fig, plane, others = go.Figure(), layouts[0], itertools.cycle(METHODS)
+    fig, plane, others = Draft(), layouts[0], itertools.cycle(METHODS)
     for name in in_circle(list(dict.fromkeys(names))):
         rows = [k for k, label in enumerate(names) if label == name]
         colour = colour_of(name)

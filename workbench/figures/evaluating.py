@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
 from ..values import GROUPS, VALUES
+from .draft import Draft
 from .style import (
     COLOURS,
     FAINT,
@@ -65,7 +65,7 @@ def csr_circle(table: pd.DataFrame, *, base: str = "Base", together: int = 4) ->
     others = [method for method in methods if method != base]
     panels = [methods] if len(others) <= together else [[*({base} & {*methods}), m] for m in others]
     columns, large = min(4, len(panels)), len(panels) == 1
-    fig = make_subplots(
+    fig = Draft.subplots(
         -(-len(panels) // columns), columns, specs=[[{"type": "polar"}] * columns] * -(-len(panels) // columns),
         horizontal_spacing=0.1, vertical_spacing=0.3 / -(-len(panels) // columns),
         subplot_titles=None if large else [escape(panel[-1], 30) for panel in panels])  # fmt: skip
@@ -126,7 +126,7 @@ def pareto(table: pd.DataFrame, x: str = "fr", y: str = "csr", *, base: str = "B
     rows = _single(_single(table, ["method"], x, asked), ["method"], y, asked)
     shown = rows.dropna(subset=[x, y]).reset_index(drop=True)
     look, (x_name, *x_ends), (y_name, *y_ends) = styles([*rows["method"]], base), RATES[x], RATES[y]
-    fig = go.Figure()
+    fig = Draft()
     points = shown[[x, y]].to_numpy(float)
     beaten = [any((other >= own).all() and (other > own).any() for other in points) for own in points]
     front = shown[~np.array(beaten, bool)].sort_values(x)
@@ -167,7 +167,7 @@ def negative_prompts(table: pd.DataFrame, *, base: str = "Base") -> go.Figure:
     if "negative" not in {*rows["prompt"]}:
         raise WorkbenchError(f"{asked} was asked for.", found="no answers under a negative prompt",
                              do="Evaluate with negative prompts first.")  # fmt: skip
-    methods, fig, ends = list(dict.fromkeys(rows["method"])), go.Figure(), []
+    methods, fig, ends = list(dict.fromkeys(rows["method"])), Draft(), []
     look = styles(methods, base)
     for k, method in enumerate(methods):
         own = rows[rows["method"] == method].set_index("prompt").reindex(["none", "negative"])
@@ -206,7 +206,7 @@ def forest(comparison: pd.DataFrame, *, base: str = "Base", measure: str = "CSR"
     alone = values == ["all"] or len(values) == 1
     columns = 1 if alone else min(4, len(methods))
     lines = 1 if alone else -(-len(methods) // columns)
-    fig = make_subplots(
+    fig = Draft.subplots(
         lines, columns, shared_yaxes=True, shared_xaxes=True, horizontal_spacing=0.025,
         vertical_spacing=0.0 if lines == 1 else 0.16 / lines,
         subplot_titles=None if alone else [escape(method, 32) for method in methods])  # fmt: skip
@@ -254,8 +254,8 @@ def ablations(table: pd.DataFrame, of: str = "ConVA", *, base: str = "Base") -> 
     names = [m for m in table["method"] if m == base] + [of, *(m for m in names if m != of)]
     rows = _single(table, ["method"], "csr", f"A figure of ablations of {of}").set_index("method").loc[names]
     shown = [key for key in RATES if key in rows and rows[key].notna().any()]
-    fig = make_subplots(cols=len(shown), shared_yaxes=True, horizontal_spacing=0.03,
-                        subplot_titles=[RATES[key][0] for key in shown])  # fmt: skip
+    fig = Draft.subplots(cols=len(shown), shared_yaxes=True, horizontal_spacing=0.03,
+                         subplot_titles=[RATES[key][0] for key in shown])  # fmt: skip
     fig.update_annotations(font_size=13)
     colours = [FAINT if m == base else METHODS[0] if m == of else INK for m in names]
     for col, key in enumerate(shown, 1):
@@ -326,7 +326,7 @@ def _range(rows: pd.DataFrame, key: str, low: str, high: str) -> list[float]:
 
 
 def _label_right(
-    fig: go.Figure, x: Any, y: Any, names: Sequence[str], colours: Sequence[str], edge: float, gap: float = 0.052
+    fig: Draft, x: Any, y: Any, names: Sequence[str], colours: Sequence[str], edge: float, gap: float = 0.052
 ) -> None:
     """Names in the right margin, each at the height of its mark or as near as `gap` allows, and a thin line to it.
 

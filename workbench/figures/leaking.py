@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
 from ..values import VALUES
+from .draft import Draft
 from .evaluating import bars, styles
 from .style import (
     ABOVE,
@@ -47,9 +47,9 @@ def leakage_matrix(leakage: "Leakage", *, centred: bool = False) -> go.Figure:
                + ("" if centred else interval(low[i, j], high[i, j]))
                for j, (b, x) in enumerate(zip(names, table[i], strict=True))] for i, a in enumerate(names)]  # fmt: skip
     reach = max(float(np.nanmax(np.abs(table), initial=0)), 0.05)
-    fig = go.Figure(go.Heatmap(
+    fig = Draft().add_heatmap(
         z=table, x=names, y=names, coloraxis="coloraxis", xgap=1, ygap=1, hoverongaps=False, hovertemplate=HOVER,
-        hovertext=hovers, text=text, texttemplate="%{text}", textfont=dict(size=11, color=INK)))  # fmt: skip
+        hovertext=hovers, text=text, texttemplate="%{text}", textfont=dict(size=11, color=INK))  # fmt: skip
     for k in range(10):
         fig.add_shape(type="rect", x0=k - 0.5, x1=k + 0.5, y0=k - 0.5, y1=k + 0.5, line=dict(color=INK, width=2))
     fig.update_xaxes(title_text="value judged", showgrid=False, ticks="", tickangle=-45)
@@ -76,7 +76,7 @@ def leakage_circle(leakage: "Leakage", *, most: int = 25) -> go.Figure:
     sure = away & ((low > 0) | (high < 0))
     pairs = sorted(zip(*np.nonzero(sure), strict=True), key=lambda pair: -abs(table[pair]))
     largest = max((abs(table[pair]) for pair in pairs), default=1.0)
-    fig = go.Figure()
+    fig = Draft()
     t = np.linspace(0, 1, 31)
     for i, j in reversed(pairs[:most]):
         a, b = place[i], place[j]
@@ -95,7 +95,7 @@ def leakage_circle(leakage: "Leakage", *, most: int = 25) -> go.Figure:
                       simplify=False),
             marker=dict(color=colour, symbol="arrow", opacity=1, line_width=0,
                         size=[0] * (len(arc) - 1) + [13 + 9 * abs(rise) / largest],
-                        angle=float(90 - np.degrees(np.angle(heading)))))  # fmt: skip
+                        angle=float((270 - np.degrees(np.angle(heading))) % 360 - 180)))  # fmt: skip
     own = np.diag(table)
     for k, value in enumerate(VALUES):
         rise = "undefined" if np.isnan(own[k]) else f"{own[k]:+.3f}"
@@ -129,8 +129,8 @@ def leakage_by_step(leakages: Sequence["Leakage"]) -> go.Figure:
     if not leakages:
         raise WorkbenchError("A profile of leakage was asked for.", found="none", allowed="one or more of `leakage`")
     look = styles([leakage.method for leakage in leakages])
-    fig = make_subplots(cols=2, shared_xaxes=True, horizontal_spacing=0.09,
-                        subplot_titles=["raw", "centred: what rows and columns share taken out"])  # fmt: skip
+    fig = Draft.subplots(cols=2, shared_xaxes=True, horizontal_spacing=0.09,
+                         subplot_titles=["raw", "centred: what rows and columns share taken out"])  # fmt: skip
     fig.update_annotations(font_size=13)
     fine, many = np.linspace(0.7, 5.3, 93), len(leakages)
     for k, leakage in enumerate(leakages):

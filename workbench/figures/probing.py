@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
 from ..probes import Probes
 from ..rates import wilson
 from ..values import VALUES
+from .draft import Draft
 from .style import (
     COLOURS,
     FAINT,
@@ -37,7 +37,7 @@ def probe_accuracy(probes: Probes, held_out: xr.DataArray | None = None) -> go.F
     layers, n = [str(layer) for layer in probes.layers], [2 * pairs.get(value, 0) for value in values]
     accuracy, bounds = probes.accuracy.sel(value=values).values, probes.intervals.sel(value=values).values
     widths = [len(layers), 1.3 if held_out is None else 2.6]
-    fig = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.03, column_widths=widths)
+    fig = Draft.subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.03, column_widths=widths)
 
     def hover(i: int, where: str, rate: float, bounds: Sequence[float] = (np.nan, np.nan), texts: int = 0) -> str:
         counted = f"<br>{texts} texts of {texts // 2} pairs" if texts else ""
@@ -97,7 +97,7 @@ def transfer_by_step(probes: Probes, layer: int | None = None, trap: Probes | No
     """
     layer = probes.choose_layer() if layer is None else layer
     names = [] if trap is None else ["value-balanced pairs", "polarity pairs: the trap"]
-    fig = make_subplots(cols=1 + bool(names), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=names)
+    fig = Draft.subplots(cols=1 + bool(names), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=names)
     fig.update_annotations(font_size=13)
     for col, shown in enumerate([probes] if trap is None else [probes, trap], 1):
         table, pairs = shown.transfer_by_step(layer), shown.provenance.get("n_pairs", {})

@@ -3,12 +3,12 @@
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 from scipy.special import expit
 
 from ..errors import WorkbenchError
 from ..probes import Probes
 from ..rates import wilson
+from .draft import Draft
 from .style import (
     ABOVE,
     BARS,
@@ -52,7 +52,7 @@ def layer_curves(
     pairs = probes.provenance.get("n_pairs", {})
     rates = getattr(probes, measure).sel(value=values).transpose("value", "layer").values
     ends = getattr(probes, bounds).sel(value=values).transpose("value", "layer", "bound").values
-    fig = go.Figure()
+    fig = Draft()
     if measure == "accuracy":
         for control, colour, drawn in _given(controls):
             own = drawn.sel(layer=layers).transpose("layer", ...).values.reshape(len(layers), -1)
@@ -145,7 +145,7 @@ def calibration_curve(probes: Probes, layer: int | None = None, *, bins: int = 1
     some = np.flatnonzero(n)
     said, share = (np.bincount(home, what, bins)[some] / n[some] for what in (p, positive))
     ends = np.array([wilson(rate, count) for rate, count in zip(share, n[some], strict=True)])
-    fig = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.72, 0.28])
+    fig = Draft.subplots(rows=2, shared_xaxes=True, vertical_spacing=0.04, row_heights=[0.72, 0.28])
     fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=dict(color=FAINT, dash="dash", width=1), hoverinfo="skip",
                     showlegend=False, row=1, col=1)  # fmt: skip
     fig.add_scatter(
@@ -203,7 +203,7 @@ def generalisation(table: xr.DataArray, *, layer: int | None = None) -> go.Figur
     if layer not in layers:
         raise WorkbenchError(f"Generalisation at layer {layer} was asked for.", allowed=f"layers {layers}")
     at, of = layers.index(layer), f"mean of {table.sizes['value']} values"
-    fig = make_subplots(cols=2, column_widths=[0.4, 0.6], horizontal_spacing=0.16)
+    fig = Draft.subplots(cols=2, column_widths=[0.4, 0.6], horizontal_spacing=0.16)
     rows, columns = ([escape(name, 30) for name in names] for names in (blocks, tests))
     fig.add_heatmap(
         z=mean[at], x=columns, y=rows, coloraxis="coloraxis", xgap=2, ygap=2, texttemplate="%{z:.2f}",
@@ -226,8 +226,8 @@ def generalisation(table: xr.DataArray, *, layer: int | None = None) -> go.Figur
                             col=2, marker=dict(size=6), hovertemplate=HOVER,
                             hovertext=[f"{name}, layer {k}<br>mean accuracy {x:.3f}"
                                        for k, x in zip(layers, y, strict=True)])  # fmt: skip
-    fig.add_vline(x=layer, line=dict(color=FAINT, dash="dot", width=1), row=1, col=2)  # type: ignore[arg-type]
-    fig.add_hline(y=0.5, line=dict(color=FAINT, dash="dash", width=1), row=1, col=2)  # type: ignore[arg-type]
+    fig.add_vline(x=layer, line=dict(color=FAINT, dash="dot", width=1), row=1, col=2)
+    fig.add_hline(y=0.5, line=dict(color=FAINT, dash="dash", width=1), row=1, col=2)
     fig.update_xaxes(title_text="read on", showgrid=False, ticks="", row=1, col=1)
     fig.update_yaxes(title_text="fitted on", autorange="reversed", showgrid=False, ticks="", row=1, col=1)
     fig.update_xaxes(title_text="layer (output of the block)", showgrid=False, dtick=max(1, len(layers) // 10), row=1,

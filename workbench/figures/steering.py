@@ -9,12 +9,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
-from plotly.subplots import make_subplots
 from scipy.special import logit
 
 from ..gates import ThresholdGate
 from ..rates import wilson
 from ..values import VALUES
+from .draft import Draft
 from .style import (
     ABOVE,
     COLOURS,
@@ -77,7 +77,7 @@ def gate_histogram(gate: ThresholdGate, kinds: pd.DataFrame | None = None) -> go
     edges = np.linspace(-14, 14, 57) if probable else np.linspace(x.min() - 1e-6, x.max() + 1e-6, 57)
     colours = {False: readable("#d98200"), True: METHODS[0]}
     heights = [220, 30 * len(levels)][:rows]
-    fig = make_subplots(rows=rows, shared_xaxes=True, vertical_spacing=0.03, row_heights=heights)
+    fig = Draft.subplots(rows=rows, shared_xaxes=True, vertical_spacing=0.03, row_heights=heights)
     for related, name, opened in ((False, "unrelated", rates["false_positive"]), (True, "related", rates["open"])):
         own = at(table.loc[table["related"] == related, "score"])
         counts = np.histogram(own, edges)[0]
@@ -155,7 +155,7 @@ def gate_roc(gate: ThresholdGate) -> go.Figure:
         numbers = curve[[name, f"{name}_low", f"{name}_high"]].to_numpy()
         each = [f"{said}<br>{what}: {share:.3f}{interval(low, high).replace('<br>95 % interval', ',')}"
                 for said, (share, low, high) in zip(each, numbers, strict=True)]  # fmt: skip
-    fig = make_subplots(cols=2, horizontal_spacing=0.1)
+    fig = Draft.subplots(cols=2, horizontal_spacing=0.1)
     for col, (x, y, shape) in enumerate((("false_positive", "open", "linear"), ("open", "precision", "vh")), 1):
         own = curve.dropna(subset=[y])
         low, high = own[f"{y}_low"], own[f"{y}_high"]
@@ -202,7 +202,7 @@ def csr_bars(table: pd.DataFrame) -> go.Figure:
     heights = [70 if empty[key] else 260 if key == "csr" else 170 for key in shown]
     others = iter(METHODS * len(methods))
     colours = {method: "#9aa5b1" if method == "Base" else next(others) for method in methods}
-    fig = make_subplots(rows=len(shown), shared_xaxes=True, vertical_spacing=0.05, row_heights=heights)
+    fig = Draft.subplots(rows=len(shown), shared_xaxes=True, vertical_spacing=0.05, row_heights=heights)
     for row, (key, (name, low, high)) in enumerate(shown.items(), 1):
         for method in methods:
             own = table[table["method"] == method].set_index("value").reindex(values)
@@ -259,7 +259,7 @@ def value_profile(before: Any, after: Any, value: str | None = None, measure: st
     """
     towards = f", steering {escape(value)}" if value else ""
     return finish(
-        go.Figure(_profile(before, after, value, measure)),
+        _profile(Draft(), before, after, value, measure),
         f"{escape(measure)} round the circle, before and after{towards}",
         "Distance from the middle is the rate, 0 to 1.",
         height=520,
@@ -270,8 +270,8 @@ def value_profile(before: Any, after: Any, value: str | None = None, measure: st
     )
 
 
-def _profile(before: Any, after: Any, value: str | None, measure: str) -> list[go.Scatterpolar]:
-    colour, traces = readable(COLOURS.get(value or "", METHODS[0])), []
+def _profile(fig: Draft, before: Any, after: Any, value: str | None, measure: str, **place: Any) -> Draft:
+    colour = readable(COLOURS.get(value or "", METHODS[0]))
     styles = {
         "before": dict(line=dict(color=FAINT, dash="dot", width=2)),
         "after": dict(line=dict(color=colour, width=3), fill="toself", fillcolor=tint(colour, 0.2)),
@@ -282,12 +282,13 @@ def _profile(before: Any, after: Any, value: str | None, measure: str) -> list[g
         shown = [v for v in VALUES if v in held]
         closed = [*shown, *shown[:1]]
         colours = [COLOURS[v] if name == "after" else "white" for v in closed]
-        traces.append(go.Scatterpolar(
+        fig.add_scatterpolar(
             r=_or_none(held[v] for v in closed), theta=[36 * VALUES.index(v) for v in closed], name=name, **style,
             mode="lines+markers", marker=dict(size=8, color=colours, line=dict(color=INK, width=0.6)),
             hovertemplate=HOVER, hovertext=[f"<b>{v}</b><br>{escape(measure)} {name}: {held[v]:.3f}" for v in closed],
-        ))  # fmt: skip
-    return traces
+            legendgroup=name if place else None, **place,
+        )  # fmt: skip
+    return fig
 
 
 def _or_none(numbers: Iterable[Any]) -> list[float | None]:
@@ -303,8 +304,8 @@ def steering_reading(
     before, after: probabilities (value, layer). layers: the steered ones, shaded. Always the same traces, so that a
     FigureWidget can be born with them and be updated.
     """
-    fig = make_subplots(cols=2, column_widths=[0.55, 0.45], horizontal_spacing=0.12,
-                        specs=[[{"type": "xy"}, {"type": "polar"}]])  # fmt: skip
+    fig = Draft.subplots(cols=2, column_widths=[0.55, 0.45], horizontal_spacing=0.12,
+                         specs=[[{"type": "xy"}, {"type": "polar"}]])  # fmt: skip
     at = [int(layer) for layer in before["layer"].values]
     ends, last = [at[0] - 0.5, at[-1] + 0.5], max(layers, default=at[-1])
     for name, p, fill, line in (("before", before, "white", dict(color=FAINT, dash="dot", width=2)),
@@ -317,8 +318,7 @@ def steering_reading(
         )  # fmt: skip
     fig.add_scatter(x=ends, y=[target] * 2, mode="lines", name="target", line=dict(color=MARK, width=1.5, dash="dash"),
                     hovertext=f"target {target:.3f}", hovertemplate=HOVER, row=1, col=1)  # fmt: skip
-    for trace in _profile(before.sel(layer=last), after.sel(layer=last), value, "P"):
-        fig.add_trace(trace.update(showlegend=False, legendgroup=trace.name), row=1, col=2)
+    _profile(fig, before.sel(layer=last), after.sel(layer=last), value, "P", showlegend=False, row=1, col=2)
     fig.update_xaxes(title_text="layer (steered ones shaded)", range=ends, dtick=1 if len(at) < 20 else 5,
                      showgrid=False)  # fmt: skip
     fig.update_yaxes(title_text=f"P of {escape(value)}", range=[-0.03, 1.03])

@@ -11,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..values import REFINED, VALUES
+from .draft import Draft
 
 COLOURS: dict[str, str] = dict(zip(VALUES, (
     "#79384c", "#94512d", "#ab7730", "#c2a149", "#d4c978", "#b8dfc4", "#7dc2ce", "#599ec4", "#4f76ae", "#5e4f85",
@@ -106,7 +107,7 @@ def escape(text: Any, limit: int = 0) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")  # plotly reads <...> as markup, $...$ as TeX
 
 
-def finish(fig: go.Figure, title: str, subtitle: str, height: int, above: int = 0, **layout: Any) -> go.Figure:
+def finish(fig: Draft | go.Figure, title: str, subtitle: str, height: int, above: int = 0, **layout: Any) -> go.Figure:
     """The figure with template, title and subtitle (its own words, foreign ones escaped) and room for them.
 
     above: pixels between subtitle and plot, for a legend or labels there.
@@ -114,7 +115,8 @@ def finish(fig: go.Figure, title: str, subtitle: str, height: int, above: int = 
     lines = textwrap.wrap(subtitle, min(130, layout.get("width", 1000) // 7))
     margin = dict(t=56 + 18 * len(lines) + above, b=50, l=20, r=20)
     heading = dict(text=title, subtitle=dict(text="<br>".join(lines)))
-    return fig.update_layout(template=TEMPLATE, title=heading, height=height, **{"margin": margin, **layout})
+    fig.update_layout(template=TEMPLATE, title=heading, height=height, **{"margin": margin, **layout})
+    return fig.figure() if isinstance(fig, Draft) else fig
 
 
 def interval(low: float, high: float) -> str:

@@ -2,12 +2,15 @@
 
 import importlib.util
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from ..errors import WorkbenchError
+from .draft import unchecked
 from .style import (
     BARS,
     COLOURS,
@@ -46,8 +49,7 @@ def dark(fig: Any) -> go.Figure:
     is made as light as it has to be (marks 4:1, text 4.5:1). The figure itself stays as it is; a widget becomes a plain
     figure.
     """
-    traces = [_recoloured(trace.to_plotly_json()) for trace in fig.data]
-    return go.Figure(traces, _recoloured(fig.layout.to_plotly_json()))
+    return unchecked([_recoloured(trace) for trace in fig._data], _recoloured(fig._layout))
 
 
 def _recoloured(node: Any, key: str = "", text: bool = False) -> Any:
@@ -59,10 +61,14 @@ def _recoloured(node: Any, key: str = "", text: bool = False) -> Any:
         shown = _SCALES.get(held, held)
         return [[place, colour] for (place, _), colour in zip(node, shown, strict=True)]
     if isinstance(node, list | tuple):
-        return [_recoloured(part, key, text) for part in node]
-    return _exchanged(node, 4.5 if text else 4.0) if isinstance(node, str) and "color" in key else node
+        held = "color" in key or any(isinstance(part, dict | list | tuple) for part in node)
+        return [_recoloured(part, key, text) for part in node] if held else [*node]
+    if isinstance(node, str) and "color" in key:
+        return _exchanged(node, 4.5 if text else 4.0)
+    return node.copy() if isinstance(node, np.ndarray) else node
 
 
+@lru_cache(maxsize=1024)
 def _exchanged(colour: str, ratio: float) -> str:
     if known := _DARK.get(colour):
         return known

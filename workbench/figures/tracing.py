@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from ..errors import WorkbenchError
+from .draft import Draft
 from .style import ABOVE, BARS, FAINT, HOVER, INK, SEQUENTIAL, escape, finish
 
 NEEDED = ("row", "layer", "position", "token", "eps", "p_before", "p_after")
@@ -37,8 +37,8 @@ def steering_strip(trace: pd.DataFrame, row: int = 0, *, target: float | None = 
     first, top = (own[own["layer"] == layer].set_index("position").loc[places] for layer in (layers[0], layers[-1]))
     panels = [name for name, shown in (("P", top["p_after"].notna().any()), ("kl", "kl" in own)) if shown]
     heights = [0.3 + 0.22 * len(layers), *[1.0] * len(panels)]
-    fig = make_subplots(rows=1 + len(panels), shared_xaxes=True, vertical_spacing=0.05,
-                        row_heights=[height / sum(heights) for height in heights])  # fmt: skip
+    fig = Draft.subplots(rows=1 + len(panels), shared_xaxes=True, vertical_spacing=0.05,
+                         row_heights=[height / sum(heights) for height in heights])  # fmt: skip
     fig.add_heatmap(
         z=np.where(lengths > 0, table, np.nan), x=at, y=[str(layer) for layer in layers], coloraxis="coloraxis", xgap=1,
         ygap=1, hoverongaps=False, hovertemplate=HOVER, row=1, col=1,

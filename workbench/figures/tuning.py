@@ -3,6 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from .draft import Draft
 from .style import FAINT, HOVER, INK, MARK, colour_of, escape, finish, in_circle, interval, readable
 
 
@@ -14,7 +15,7 @@ def dose_response(curve: pd.DataFrame, *, labels: dict[str, str] | None = None) 
     """
     steps = list(dict.fromkeys(curve["setting"]))
     shown = {step: escape((labels or {}).get(step, step), 24) for step in steps}
-    fig = go.Figure()
+    fig = Draft()
     for value in in_circle(list(dict.fromkeys(curve["value"]))):
         own = curve[curve["value"] == value]
         hovers = [f"<b>{escape(value)}</b>, {shown[row['setting']]}<br>CSR {row['csr']:.3f}"

@@ -42,6 +42,7 @@ class Panel(w.VBox):
         self._home = _loop()
         self._due: dict[Any, asyncio.Handle] = {}
         self._problems: dict[Any, str] = {}
+        self._offering = False
         self._steps: Steps | None = None  # of the run that is going on
         self._task: asyncio.Task | None = None
         self.ending = ""
@@ -89,6 +90,8 @@ class Panel(w.VBox):
 
         def take(shown: Any) -> None:
             nonlocal taking
+            if self._offering:
+                return
             now = show(getattr(state, name))
             if shown == now or isinstance(control, w.FloatSlider) and abs(shown - now) <= control.step / 2:
                 return  # the browser's echo of what it was told, of a slider rounded to a step
@@ -106,6 +109,15 @@ class Panel(w.VBox):
         control.observe(lambda change: self.guarded(take, change["new"]), "value")
         state.observe(tell, name)
         return control
+
+    def offer(self, control: Any, options: Any, value: Any) -> None:
+        """Give a bound dropdown or its like other options, and a value that the state has already."""
+        self._offering = True  # in between it falls to its first option, which nobody chose
+        try:
+            control.options = options
+            control.value = value
+        finally:
+            self._offering = False
 
     def follow(
         self, names: str | Iterable[str], act: Callable[[], Any], pause: float = 0.0, of: Any = None

@@ -127,10 +127,7 @@ class Studio(Panel):
         method = METHODS[self.state.method]
         scopes = list(method.scopes) or [self.state.scope]
         if list(scope.options) != scopes:
-            kept = self.state.scope
-            with scope.hold_trait_notifications():
-                scope.options = scopes
-                scope.value = kept if kept in scopes else scopes[0]
+            self.offer(scope, scopes, self.state.scope if self.state.scope in scopes else scopes[0])
         scope.disabled, layers.disabled = len(method.scopes) < 2, not method.layered
 
     def _lay_out(self) -> None:
@@ -185,9 +182,7 @@ class Studio(Panel):
             dial.rings = [list(ring) for ring in METHODS[state.method].rings()]
         options = [(LETTERS[k], k) for k in range(many)]
         if list(self.picked.options) != options:
-            self.picked.options = options
-        if self.picked.value != state.active:
-            self.picked.value = state.active
+            self.offer(self.picked, options, state.active)
         self.more.disabled, self.less.disabled = many >= len(LETTERS), many < 2
         self.dose.value = state.told().rpartition(", ")[2]
         self.about.value = f'<span class="wb-small">{METHODS[state.method].about}.</span>'

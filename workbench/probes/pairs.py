@@ -1,11 +1,11 @@
 """Activations of pairs of texts, and all that is fitted on them: probes, resamples, halves, blocks."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,14 @@ from .linear import METHODS, Rows
 from .words import tfidf_hits, word_counts
 
 ASKED = "Probes were to be fitted on activations of pairs."
+
+
+class Fitted(NamedTuple):
+    """The probe of one value at one layer: weight (d_model), bias, and held_out (text), positives first, float32."""
+
+    weight: np.ndarray
+    bias: float
+    held_out: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -167,9 +175,8 @@ class PairActivations:
         for j, layer in enumerate(layers):
             own = []
             for i, value in enumerate(values):
-                rows = self._rows(layer, value)
-                weight[i, j], bias[i, j] = rows.lift(rows.fit(method, C))
-                own.append(rows.held_out(method, C, at[value]))
+                weight[i, j], bias[i, j], held = self.fit_one(value, layer, at[value], method, C)
+                own.append(held)
             held_out[j] = np.concatenate(own)
         provenance = {
             **self.provenance, "method": method, "C": C, "folds": len(np.unique(fold)), "seed": seed,
@@ -179,6 +186,17 @@ class PairActivations:
         arrays = {"weight": weight, "bias": bias, "held_out": held_out, "tfidf": words}
         return Probes(method, **{name: labelled(name, array, values, layers) for name, array in arrays.items()},
                       examples=examples, provenance=provenance, activations=self)  # fmt: skip
+
+    def fit_one(self, value: str, layer: int, fold: np.ndarray, method: str = "logistic", C: float = 1.0) -> Fitted:
+        """The probe of one value at one layer. fold (text): of each of the value's texts, positives first, as the
+        column `fold` of `Probes.examples` has them.
+        """
+        check_method(method, C)
+        rows = self._rows(layer, value)
+        whole = rows.fit(method, C)
+        weight, bias = rows.lift(whole)
+        held_out = rows.held_out(method, C, np.asarray(fold), whole)
+        return Fitted(weight.astype(np.float32), bias, held_out.astype(np.float32))
 
     def accuracy_of(self, layer: int, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """Accuracy of each probe (value, d_model), (value) on every value's texts: (probe, pairs)."""
@@ -239,11 +257,39 @@ class PairActivations:
 
     # -- resamples and controls ------------------------------------------------------------------------------
 
+    def vectors(
+        self, layer: int, method: str = "logistic", C: float = 1.0, values: Iterable[str] | None = None
+    ) -> xr.DataArray:
+        """Value vectors (value, d_model) of one layer, raw: the weights of `fit`, without folds."""
+        check_method(method, C)
+        names = self.values if values is None else list(values)
+        if layer not in self.layers or not {*names} <= {*self.values}:
+            raise WorkbenchError(f"Vectors of {', '.join(names)} at layer {layer} were asked for.",
+                                 allowed=f"{', '.join(self.values)}; layers {', '.join(map(str, self.layers))}")
+        rows = [self._rows(layer, value) for value in names]
+        weight = np.stack([own.lift(own.fit(method, C)).weight for own in rows]).astype(np.float32)
+        return xr.DataArray(weight, {"value": names}, ("value", "d_model"), "vectors",
+                            {**self.provenance, "method": method, "layer": layer})  # fmt: skip
+
     def resample(
         self, layer: int, n: int = 1000, method: str = "mean_difference", C: float = 1.0, seed: int = 0,
         splits: int = 50,
     ) -> Resampled:
         """Value vectors (raw, not unit) of one layer, and the same from `n` bootstraps and `splits` random halvings."""
+        steps = self.resampling(layer, n, method, C, seed, splits)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return done.value
+
+    def resampling(
+        self, layer: int, n: int = 1000, method: str = "mean_difference", C: float = 1.0, seed: int = 0,
+        splits: int = 50,
+    ) -> Generator[tuple[str, int], None, Resampled]:
+        """`resample` in small steps, for whoever has other things to do meanwhile: after each fit it yields the value
+        and how many of its 1 + 2 splits + n are done, and it returns what `resample` does.
+        """
         check_method(method, C)
         if layer not in self.layers or n < 2 or splits < 1:
             raise WorkbenchError(
@@ -257,8 +303,15 @@ class PairActivations:
                 raise WorkbenchError("Pairs of texts were to be resampled.", f"{m} pairs of {value}", "4 or more")
             order = rng.permuted(np.tile(np.arange(m), (splits, 1)), axis=1) < m // 2
             counts = np.concatenate([order, ~order, rng.multinomial(m, np.full(m, 1 / m), size=n)]).astype(float)
-            duals = [rows.fit(method, C).a, *(rows.fit(method, C, np.tile(own, 2)).a for own in counts)]
-            fitted.append((np.stack(duals) @ rows.X).astype(np.float32))
+            whole = rows.fit(method, C)
+            duals, parts = [whole.a], []
+            for k, own in enumerate(counts, 2):
+                duals.append(rows.fit(method, C, np.tile(own, 2), whole).a)
+                if len(duals) == 100 or k > len(counts):
+                    parts.append((np.stack(duals) @ rows.X).astype(np.float32))
+                    duals = []
+                yield value, k
+            fitted.append(np.concatenate(parts))
         vectors, dims = np.stack(fitted, axis=1), ("value", "d_model")
         names = {"value": self.values}
 

@@ -13,6 +13,12 @@ def area_under_roc(score: np.ndarray, y: np.ndarray) -> float:
     return float((rankdata(score)[y].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
 
 
+def roc(score: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates of every threshold, from one that none exceeds to one that all do."""
+    at = np.append(np.unique(score)[::-1], -np.inf)
+    return tuple(1 - np.searchsorted(np.sort(score[own]), at, side="right") / own.sum() for own in (~y, y))  # pyright: ignore[reportReturnType]
+
+
 def auroc_interval(auroc: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of an AUROC of n positives and n negatives that, like Wilson's, holds up to 1 (Newcombe 2006, method 5).
 
