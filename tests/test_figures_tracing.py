@@ -22,7 +22,10 @@ def test_every_token_has_its_edit_at_every_layer_and_none_where_nothing_was_adde
     assert named(fig)["P before layer 2"].y[3] == pytest.approx(0.35)
     assert named(fig)["P after layer 4"].y[0] == pytest.approx(0.94)
     assert named(fig)["KL"].y.tolist() == pytest.approx([0.1 * k for k in range(7)])
-    assert "the gate was open" in fig.layout.title.subtitle.text
+    assert "the gate was open (filled: open)" in fig.layout.title.subtitle.text
+    (gate,) = [trace for trace in fig.data if trace.y is not None and trace.y[0] == "gate"]
+    assert set(gate.marker.symbol) == {"circle"} and "open" in gate.hovertext[0]
+    assert figures.steering_strip(known_trace(), 1, name="<b>A").layout.title.text.endswith(": &lt;b&gt;A")
 
 
 def test_what_the_trace_lacks_is_left_out():

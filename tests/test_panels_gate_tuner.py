@@ -185,6 +185,9 @@ def test_rules_set_the_threshold_as_calibrate_does(rule, rate):
 def test_two_rules_may_agree_and_are_told_apart():
     oof = pd.DataFrame({"prompt": list("abcd"), "related": [True, True, False, False], "score": [0.9, 0.8, 0.2, 0.1]})
     state = GatingState(replace(known_gate(), oof=oof))
+    state.threshold = 0.4
+    state.rule = "own"
+    assert state.tuned() is state.given
     criteria = []
     for rule in ("f1", "youden"):
         state.rule = rule
@@ -203,7 +206,13 @@ def test_a_detector_that_opens_for_low_scores_loses_that_with_its_threshold():
     assert isinstance(tuned, DetectorGate) and tuned.also_below is None and tuned.value == "universalism"
     assert state.rates()["false_positive"][0] == tuned.rates["false_positive"] < 0.1
     state.rule = "own"
-    assert state.tuned() is gate
+    assert state.tuned() is gate and state.rates()["false_positive"][0] > 0.9
+    level = gate.calibrate(by="youden").threshold  # a rule that comes to the gate's own threshold
+    state = GatingState(replace(gate, threshold=level))
+    before = state.opened.sum()
+    state.rule = "youden"
+    assert state.threshold == level and state.tuned().criterion == "highest J"
+    assert state.opened.sum() < before, "it still opens for low scores"
 
 
 def test_a_threshold_outside_the_scale_is_the_gates_own_affair():

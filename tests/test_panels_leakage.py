@@ -251,7 +251,7 @@ def test_controls_move_state_figures_and_words(ev, panel):
     assert json.loads(panel.profile.figure)["layout"]["title"]["text"] == "Steering security by CAA"
     assert json.loads(panel.matrix.figure)["layout"]["shapes"][-2]["y0"] == 4.5
     before = panel.profile.turn
-    panel.controls["centred"].value = True
+    panel.controls["centred"].label = "centred"
     assert json.loads(panel.matrix.figure)["layout"]["title"]["text"] == "All ten, by CAA, centred"
     assert panel.profile.turn == before, "the profile is raw and stays as it is"
     panel.state.method = "ConVA"

@@ -152,10 +152,10 @@ def test_rates_over_several_methods_count_questions(ev):
     assert rate.questions == 12 and rate.answers == len(rows) == 336
     np.testing.assert_allclose((rate.mean, rate.low, rate.high), (means.mean(), *wilson(means.mean(), 12)))
     panel = ResultsBrowser(state)
-    wanted = f"<b>{rate.mean:.3f}</b>, 95 % interval {rate.low:.3f} to {rate.high:.3f} (Wilson, 12 questions, 336 "
+    wanted = f"<b>{rate.mean:.3f}</b>, 95&nbsp;% interval {rate.low:.3f} to {rate.high:.3f} (Wilson, 12 questions, 336 "
     assert wanted in panel.summary.value
     state.score = "missing"
-    assert "No" not in panel.summary.value and "<b>0</b> of 7,280 answers match. Clear a filter" in panel.summary.value
+    assert "<b>0</b> of 7,280 answers match: clear a filter" in panel.summary.value
     assert panel.detail.value == "" and panel.pick.options == () and state.row is None
 
 
@@ -359,7 +359,7 @@ def test_controls_filter_and_buttons_walk(ev):
     panel.controls["text"].value = "POWER"
     assert state.filters == {"method": "CAA", "score": "0", "temperature": 0.0, "text": "POWER"}
     n = len(state.matches)
-    assert f"<b>{n}</b> of 7,280 answers match." in panel.summary.value and n > 2
+    assert f"<b>{n}</b> of 7,280 answers match<" in panel.summary.value and n > 2
     assert panel.place.value == f'<span role="status">Answer <b>1</b> of {n}</span>'
     back, previous, forth, on = panel.steps
     forth.click()

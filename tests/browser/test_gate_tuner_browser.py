@@ -126,6 +126,7 @@ def test_a_rule_sets_it_and_two_views_stay_equal(page, panel):
     before, other = threshold(panel), page.locator(".wb-panel").nth(1)
     panel.get_by_label("set by", exact=True).select_option("highest J = TPR − FPR")
     youden = settled(page, panel, before)
+    assert before < youden < 1
     panel.locator(".wb-claim", has_text="highest J").wait_for()
     other.locator(".wb-claim", has_text=panel.locator(".wb-claim").inner_text()[:60]).wait_for()
     told = "document.querySelectorAll('.wb-handle')[{}].style.left"

@@ -79,13 +79,13 @@ def test_leakage_map_by_mouse_and_keyboard(lab, new_page, screens):
     panel.locator(MARKS).nth(7).click(force=True)
     says(f"steering benevolence by CAA, CSR of tradition (rises|falls) by {rise('CAA', 'benevolence', 'tradition')}")
 
-    panel.get_by_role("button", name="centred").click()
+    panel.get_by_label("matrix").select_option("centred")
     page.wait_for_function("""[...document.querySelectorAll('.js-plotly-plot')].some(
         plot => plot.layout.title.text.endsWith('centred'))""")
     panel.get_by_label("method").select_option("ConVA")
     says("ConVA, each value's own questions, T = 1. Intervals of ratios: 1,000 resamples")
     says(f"benevolence by ConVA, CSR of tradition (rises|falls) by {rise('ConVA', 'benevolence', 'tradition')}")
-    panel.get_by_role("button", name="raw").click()
+    panel.get_by_label("matrix").select_option("raw")
 
     page.set_viewport_size({"width": 1500, "height": 2100})
     for theme in ("light", "dark"):

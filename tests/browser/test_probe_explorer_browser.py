@@ -16,7 +16,7 @@ from workbench.panels.probe_explorer import ProbeExplorer, probe_explorer
 model = wb.load_model("embedded:circle")
 pairs = wb.load_pairs("embedded").groupby("value", sort=False).head(40)
 probes = wb.fit_probes(model, pairs, C=1e-4, layers=[2, 5, 7], folds=2)
-panel = probe_explorer(model, probes, value="power", layer=7)
+panel = probe_explorer(model, probes, value="power", layer=2)
 """
 NAME = "explorer.ipynb"
 
@@ -58,19 +58,19 @@ def filled(panel) -> None:
 
 @pytest.mark.smoke
 def test_a_cell_is_clicked(page, panel, screens):
-    assert facts(panel).startswith("power, layer 7, logistic, C = 0.0001: accuracy")
+    assert facts(panel).startswith("power, layer 2, logistic, C = 0.0001: accuracy")
     grid = panel.locator(".wb-plot").first
     grid.scroll_into_view_if_needed()
     x, y = page.evaluate(
         """() => {
             const plot = document.querySelector('.wb-panel .js-plotly-plot'), box = plot.getBoundingClientRect();
             const { xaxis, yaxis } = plot._fullLayout;
-            return [box.left + xaxis._offset + xaxis.l2p(0), box.top + yaxis._offset + yaxis.l2p(7)]; // 2, tradition
+            return [box.left + xaxis._offset + xaxis.l2p(2), box.top + yaxis._offset + yaxis.l2p(7)]; // 7, tradition
         }"""
     )
     page.mouse.click(x, y)
-    panel.locator(".wb-claim", has_text="tradition, layer 2").wait_for()
-    panel.locator(".wb-plot[aria-label^='tradition at layer 2']").wait_for()
+    panel.locator(".wb-claim", has_text="tradition, layer 7").wait_for()
+    panel.locator(".wb-plot[aria-label^='tradition at layer 7']").wait_for()
     assert panel.get_by_label("value", exact=True).input_value() == "tradition"
     assert "Misjudged:" in panel.inner_text()
     for theme in ("dark", "light"):
@@ -87,9 +87,9 @@ def test_a_cell_is_clicked(page, panel, screens):
 def test_by_keyboard(page, panel):
     panel.get_by_label("value", exact=True).focus()
     page.keyboard.press("Home")
-    panel.locator(".wb-claim", has_text="self-direction, layer 2").wait_for()
+    panel.locator(".wb-claim", has_text="self-direction, layer 7").wait_for()
     panel.locator(".noUi-handle, [role=slider]").first.focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
     panel.locator(".wb-claim", has_text="self-direction, layer 5").wait_for()
     panel.locator(".wb-plot[aria-label^='self-direction at layer 5']").wait_for()
     other = page.locator(".wb-panel").nth(1)

@@ -58,7 +58,7 @@ def test_results_browser_by_mouse_and_keyboard(lab, new_page, screens):
 
     # hostile answers are text, by buttons that take the focus
     shown = [panel.locator(".wb-box").first.inner_text()]
-    forth = panel.get_by_role("button", name="Next", exact=True)
+    forth = panel.get_by_role("button", name="Next")
     forth.focus()
     for number in range(2, 5):
         page.keyboard.press("Enter")
@@ -90,7 +90,7 @@ def test_results_browser_by_mouse_and_keyboard(lab, new_page, screens):
     theirs = pd.Series(scores(judged, "csr"), judged.index).reindex(table.index)
     apart = found & theirs.notna() & own.notna() & (theirs != own)
     says(f"{apart.sum():,} of {len(table):,} answers match")
-    says(f"Two judges or more judged {apart.sum():,} of them and agree on 0%")
+    says(f"Two judges or more judged {apart.sum():,} of them and agree on 0.%")
 
     for number in ("", "-2"):
         panel.get_by_role("button", name="Export CSV").click()

@@ -62,7 +62,7 @@ class Part(dict):
             self.pop(name, None)
         elif name == "title" and not isinstance(value, dict):
             self[name] = Part(text=value)
-        elif name == "colorscale" and isinstance(value[0], str):
+        elif name == "colorscale" and isinstance(value, list) and isinstance(value[0], str):
             self[name] = [[place / (len(value) - 1), colour] for place, colour in enumerate(value)]
         elif held and isinstance(held, list) and isinstance(held[0], Part):
             for k, part in enumerate(held if value else ()):

@@ -89,7 +89,7 @@ def _scale(lows: np.ndarray, highs: np.ndarray) -> tuple[float, float, list[floa
     """From where to where all intervals go, and some round numbers between."""
     last = max(float(np.nanmax(highs, initial=0)) * 1.06, 0.1)
     first = min(float(np.nanmin(lows, initial=0)) * 1.1, -0.4 * last)  # the ring of no change is large enough to see
-    step = next((s for s in (0.05, 0.1, 0.2, 0.25, 0.5) if (last - first) / s <= 8), 0.5)
+    step = next((s for s in (0.05, 0.1, 0.2, 0.25, 0.5) if (last - first) / s <= 7), 0.5)
     ticks = [round(k * step, 2) for k in range(int(np.ceil(first / step)), int(last / step) + 1)]
     return first, last, [tick for tick in ticks if tick - first > 0.15 * (last - first)]  # no words in the very middle
 

@@ -6,18 +6,21 @@ import plotly.graph_objects as go
 
 from ..errors import WorkbenchError
 from .draft import Draft
-from .style import ABOVE, BARS, FAINT, HOVER, INK, SEQUENTIAL, escape, finish
+from .style import ABOVE, BARS, FAINT, HOVER, INK, MARK, SEQUENTIAL, escape, finish
 
 NEEDED = ("row", "layer", "position", "token", "eps", "p_before", "p_after")
 
 
-def steering_strip(trace: pd.DataFrame, row: int = 0, *, target: float | None = None, limit: int = 60) -> go.Figure:
-    """The text of one row with each token's steering: length of the edit by layer, P_V before and after, KL.
+def steering_strip(
+    trace: pd.DataFrame, row: int = 0, *, target: float | None = None, limit: int = 60, name: str | None = None
+) -> go.Figure:
+    """The text of one row with each token's steering: gate, length of the edit by layer, P_V before and after, KL.
 
     trace: of a run (`return_trace=True`), one line per row, token and layer. The colour is the edit's share of the
     residual's length where the trace has `share`, else eps; a cell is empty where nothing was added. P_V is read before
     the first and after the last steered layer, and left out for methods without a probe. kl, where the trace has it: of
     the steered from the base distribution of the next token, in nats. At most `limit` tokens are shown, the first ones.
+    name: what the title calls the row.
     """
     if missing := [name for name in NEEDED if name not in trace.columns]:
         raise WorkbenchError("A strip of steered tokens was asked for.", found=f"a table without {', '.join(missing)}",
@@ -36,7 +39,8 @@ def steering_strip(trace: pd.DataFrame, row: int = 0, *, target: float | None = 
     lengths = own.pivot(index="layer", columns="position", values="eps").loc[layers, places].to_numpy(float)
     first, top = (own[own["layer"] == layer].set_index("position").loc[places] for layer in (layers[0], layers[-1]))
     panels = [name for name, shown in (("P", top["p_after"].notna().any()), ("kl", "kl" in own)) if shown]
-    heights = [0.3 + 0.22 * len(layers), *[1.0] * len(panels)]
+    asked = top["gate"].notna().any()
+    heights = [0.3 + 0.22 * (len(layers) + bool(asked)), *[1.0] * len(panels)]
     fig = Draft.subplots(rows=1 + len(panels), shared_xaxes=True, vertical_spacing=0.05,
                          row_heights=[height / sum(heights) for height in heights])  # fmt: skip
     fig.add_heatmap(
@@ -46,13 +50,21 @@ def steering_strip(trace: pd.DataFrame, row: int = 0, *, target: float | None = 
                     + (f", {table[i, j]:.1%} of the residual" if what == "share" else "")
                     for j, word in enumerate(words)] for i, layer in enumerate(layers)],
     )  # fmt: skip
+    if asked:
+        opened = top["open"].to_numpy(bool)
+        said = [f"<b>{escape(word)}</b><br>gate: score {score:.4g}, {'open' if lets else 'closed'}"
+                for word, score, lets in zip(words, top["gate"], opened, strict=True)]  # fmt: skip
+        fig.add_scatter(
+            x=at, y=["gate"] * len(at), mode="markers", showlegend=False, hovertext=said, hovertemplate=HOVER, row=1,
+            col=1, marker=dict(size=9, symbol=["circle" if lets else "circle-open" for lets in opened], color=MARK),
+        )  # fmt: skip
     if "P" in panels:
         line = 1 + panels.index("P") + 1
         before, after = dict(color=FAINT, dash="dot", width=2), dict(color=INK, width=2.5)
-        for name, p, style in ((f"P before layer {layers[0]}", first["p_before"], before),
+        for side, p, style in ((f"P before layer {layers[0]}", first["p_before"], before),
                                (f"P after layer {layers[-1]}", top["p_after"], after)):  # fmt: skip
-            hovers = [f"<b>{escape(word)}</b><br>{name}: {q:.3f}" for word, q in zip(words, p, strict=True)]
-            fig.add_scatter(x=at, y=p, mode="lines+markers", name=name, line=style, hovertemplate=HOVER,
+            hovers = [f"<b>{escape(word)}</b><br>{side}: {q:.3f}" for word, q in zip(words, p, strict=True)]
+            fig.add_scatter(x=at, y=p, mode="lines+markers", name=side, line=style, hovertemplate=HOVER,
                             hovertext=hovers, row=line, col=1)  # fmt: skip
         if target is not None:
             place: dict = dict(row=line, col=1)
@@ -73,10 +85,10 @@ def steering_strip(trace: pd.DataFrame, row: int = 0, *, target: float | None = 
     told = "the gate stayed shut" if shut else "the gate was open" if own["gate"].notna().any() else "no gate"
     return finish(
         fig,
-        f"Steering token by token: row {row}",
-        f"From the last prompt token on; {told}. Empty: nothing added there. Colour: length of the edit"
+        f"Steering token by token: {f'row {row}' if name is None else escape(name, 60)}",
+        f"From the last prompt token on; {told}{' (filled: open)' * bool(asked)}. Empty: nothing added there. Colour: length of the edit"
         + (" over that of the residual." if what == "share" else ", in units of the residual stream."),
-        height=230 + 26 * len(layers) + 130 * len(panels),
+        height=230 + 26 * (len(layers) + bool(asked)) + 130 * len(panels),
         above=18,
         legend=ABOVE,
         coloraxis=dict(colorscale=SEQUENTIAL, cmin=0, colorbar=dict(

@@ -81,8 +81,7 @@ class GateTuner(Panel):
             self.table,
         )  # fmt: skip
         self._hold()
-        self.follow("threshold", self._moved)
-        self.follow("rule", self._tell)
+        self.follow(["threshold", "rule"], self._moved)
         self.follow("typed", self._score, PAUSE)
         self.guarded(self._tell)
         self._tell_typed()

@@ -55,10 +55,7 @@ class LeakageMap(Panel):
             "part": self._dropdown("part", state.parts, "answers to", told_part, width="31em"),
             "steered": self._dropdown("steered", state.answers.choices["value"], "value steered"),
             "judged": self._dropdown("judged", VALUES, "value judged"),
-            "centred": self.bind("centred", w.ToggleButtons(
-                options=[("raw", False), ("centred", True)], description="matrix", layout=w.Layout(width="21em"),
-                style=dict(button_width="6em", description_width="7em"),
-                tooltips=["Rise of CSR over the base's", "Without what rows and columns share"])),
+            "centred": self._dropdown("centred", [False, True], "matrix", {False: "raw", True: "centred"}.get),
         }  # fmt: skip
         if len(state.parts) == 1:
             self.controls["part"].layout.display = "none"

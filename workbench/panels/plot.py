@@ -16,6 +16,7 @@ import traitlets as t
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from .. import figures
+from ..figures.draft import as_json
 
 
 class _Library(anywidget.AnyWidget):
@@ -62,6 +63,6 @@ class Plot(anywidget.AnyWidget):
     def redraw(self) -> None:
         """Draw anew."""
         drawn: Any = self.draw()
-        told = (figures.dark(drawn) if self.dark else drawn).to_json()
+        told = as_json(figures.dark(drawn) if self.dark else drawn)
         with self.hold_sync():
             self.figure, self.turn = told, self.turn + 1

@@ -20,7 +20,7 @@ from .quoting import line, quoted, quoted_line
 from .states.results import AGREE, DISAGREE, PAGE, Rate, ResultsState
 
 NAMES = {
-    "method": "method", "value": "value steered", "about": "question about", "set": "questions", "prompt": "prompt",
+    "method": "method", "value": "value steered", "about": "asked about", "set": "questions", "prompt": "prompt",
     "temperature": "temperature", "seed": "seed", "score": "score", "fluent": "fluent", "gate": "gate",
     "differs": "beside base", "judges": "judges",
 }  # fmt: skip
@@ -66,7 +66,7 @@ class ResultsBrowser(Panel):
         self.controls: dict[str, Any] = {name: self._dropdown(name) for name in NAMES}
         self.controls["text"] = self.bind("text", w.Text(
             description="text", placeholder="in question or answer", layout=w.Layout(width="min(100%, 34em)"),
-            tooltip="Plain text, upper and lower case alike"))  # fmt: skip
+            tooltip="Plain text, upper and lower case alike", style=dict(description_width="7.5em")))  # fmt: skip
         self.everything = self._button("Clear filters", "undo", state.clear, "Let all answers through")
         self.save = self._button("Export CSV", "download", self._export, "Write the answers that match to a new file")
         self.steps = [
@@ -161,24 +161,24 @@ def about(state: ResultsState) -> str:
 
 def summary(state: ResultsState) -> str:
     """How many match, and their rates."""
-    told = [f"<b>{len(state.matches):,}</b> of {len(state.answers):,} answers match."]
+    told = [f"<b>{len(state.matches):,}</b> of {len(state.answers):,} answers match"]
     if len(state.matches):
         told.append(f"Control rate (CSR): {_rate(state.rate())}.")
         told.append(f"Fluent (FR): {_rate(state.rate('fluent'))}.")
         two, agree = state.agreement()
         if len(state.said) > 1:
             told.append(f"Two judges or more judged {two:,} of them" + (
-                f" and agree on <b>{agree / two:.0%}</b>." if two else "."))  # fmt: skip
+                f" and agree on <b>{100 * agree / two:.0f}&nbsp;%</b>." if two else "."))  # fmt: skip
     else:
-        told.append("Clear a filter to see more.")
-    return f'<div class="wb-claim" role="status">{" ".join(told)}</div>'
+        told[0] += ": clear a filter to see more"
+    return f'<div class="wb-claim" role="status">{"<br>".join(told)}</div>'
 
 
 def _rate(rate: Rate) -> str:
     if not rate.questions:
         return "none was judged"
     questions = f"{rate.questions:,} question" + "s" * (rate.questions != 1)
-    return (f"<b>{rate.mean:.3f}</b>, 95 % interval {rate.low:.3f} to {rate.high:.3f} (Wilson, {questions}, "
+    return (f"<b>{rate.mean:.3f}</b>, 95&nbsp;% interval {rate.low:.3f} to {rate.high:.3f} (Wilson, {questions}, "
             f"{rate.answers:,} judged answers)")  # fmt: skip
 
 
@@ -186,8 +186,10 @@ def page(state: ResultsState) -> str:
     """The rows of the page; the one that is looked at is marked."""
     answers, table = state.answers, state.answers.table
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("question", "answer", "method", "value"))
-    heads += "".join(f'<th scope="col" class="wb-score">{quoted_line(name, 24)}</th>' for name in state.said)
-    widths = ["26%", "auto", "8.5em", "8em", *["5.5em"] * len(state.said)]
+    for name in state.said:
+        whole = html.escape(line(name, 200))
+        heads += f'<th scope="col" class="wb-score" title="{whole}">{quoted_line(name, 24)}</th>'
+    widths = ["26%", "auto", "8.5em", "8em", *["7.5em"] * len(state.said)]
     columns = "".join(f'<col style="width:{width}">' for width in widths)
     rows = []
     for row in state.page:
@@ -231,4 +233,4 @@ def detail(state: ResultsState) -> str:
 def _card(state: ResultsState, row: int, steered: str, title: str) -> str:
     read = [verdict(name, said[row], fluent[row], steered) for name, (said, fluent) in state.said.items()]
     return (f'<div class="wb-card"><h4>{title}</h4>{boxed(state.answers, row)}'
-            f'<div class="wb-small">{"<br>".join(read)}</div></div>')  # fmt: skip
+            f'<div class="wb-small wb-read">{"<br>".join(read)}</div></div>')  # fmt: skip

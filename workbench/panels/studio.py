@@ -245,14 +245,15 @@ class Studio(Panel):
 
     def _strip(self) -> go.Figure:
         state = self.state
-        traces = [trace for trace in state.traces if trace is not None and len(trace) and trace["layer"].notna().any()]
         at = state.active if state.active < len(state.traces) else 0
         trace = state.traces[at] if state.traces else None
-        if trace is None or trace.empty or trace["layer"].isna().all():
-            trace = traces[0] if traces else None
+        if not _layered(trace):
+            at, trace = next(((k, trace) for k, trace in enumerate(state.traces) if _layered(trace)), (0, None))
         if trace is None:
             return figures.nothing("Token by token", "Nothing was steered layer by layer yet: press Run.")
-        return figures.steering_strip(trace, target=state.target)
+        own = state.asked["steerings"][at]
+        target = METHODS[own["method"]].target(own["strength"])
+        return figures.steering_strip(trace, target=target, name=state.told(own))
 
     def _profile(self) -> go.Figure:
         state = self.state
@@ -260,6 +261,11 @@ class Studio(Panel):
             return figures.nothing("Values of the answers", "No complete answers yet: press Run.")
         names = ["Base", *(state.told(own) for own in state.asked["steerings"])]
         return figures.answer_profiles(state.profiles, names)
+
+
+def _layered(trace: Any) -> bool:
+    """Whether a trace is of a method that steers layers, and there."""
+    return trace is not None and len(trace) > 0 and bool(trace["layer"].notna().any())
 
 
 def layers_of(text: str) -> tuple[int, ...]:

@@ -76,8 +76,8 @@ class GatingState(t.HasTraits):
         self._by_rule = float(held.threshold)
         self._ruled = {self._by_rule: held.criterion}  # thresholds that a rule gave, in words
         self._known: dict[str, float] = {}  # scores of typed prompts
-        self._tuned = self.given
-        self._opened: tuple[float, np.ndarray] | None = None
+        self._tuned: ThresholdGate | None = None
+        self._opened: tuple[ThresholdGate, np.ndarray] | None = None
         self.own_opened = self._opens(self.given)
         super().__init__(threshold=self._by_rule)
         for name in ("rate", "rule", "threshold", "typed"):
@@ -153,12 +153,13 @@ class GatingState(t.HasTraits):
 
         Of a DetectorGate that opens for low scores too, `also_below` belongs to its own threshold and goes with it.
         """
-        if self.threshold == self.given.threshold:
+        if self.threshold == self.given.threshold and self.rule in ("own", "hand"):
             return self.given
         criterion = self._ruled.get(self.threshold, RULES["hand"])
-        if (self._tuned.threshold, self._tuned.criterion) != (self.threshold, criterion):
-            changed: dict[str, Any] = {"also_below": None} if isinstance(self.given, DetectorGate) else {}
-            self._tuned = replace(self.given, threshold=self.threshold, criterion=criterion, **changed)  # pyright: ignore[reportArgumentType]
+        if self._tuned is None or (self._tuned.threshold, self._tuned.criterion) != (self.threshold, criterion):
+            changed: dict[str, Any] = {"threshold": self.threshold, "criterion": criterion}
+            changed |= {"also_below": None} if isinstance(self.given, DetectorGate) else {}
+            self._tuned = replace(self.given, **changed)  # pyright: ignore[reportArgumentType]
         return self._tuned
 
     @property
@@ -208,8 +209,9 @@ class GatingState(t.HasTraits):
     @property
     def opened(self) -> np.ndarray:
         """For which rows of `table` the gate opens (row, bool)."""
-        if self._opened is None or self._opened[0] != self.threshold:
-            self._opened = self.threshold, self._opens(self.tuned())
+        gate = self.tuned()
+        if self._opened is None or self._opened[0] is not gate:
+            self._opened = gate, self._opens(gate)
         return self._opened[1]
 
     def rates(self, opened: np.ndarray | None = None) -> dict[str, Interval]:
