@@ -64,8 +64,8 @@ WATCH = """panel => {
     new MutationObserver(changes => {
         const kinds = new Set(changes.map(({ target, type }) => {
             const node = target.nodeType === 1 ? target : target.parentElement;
-            return type === 'attributes' && node.matches?.('.wb-plot') ? 'plot'
-                : node.closest?.('.wb-two') ? 'answer' : node.closest?.('.wb-words') ? 'words' : 'text'; }));
+            const of = name => node.closest?.(name) || node.querySelector?.(name);
+            return type === 'attributes' ? 'plot' : of('.wb-two') ? 'answer' : of('.wb-words') ? 'words' : 'text'; }));
         requestAnimationFrame(() => requestAnimationFrame(() => {
             const now = performance.now();
             for (const kind of kinds) seen.changes.push([kind, now]);
@@ -109,8 +109,11 @@ class Bench:
             move()
             try:
                 self.page.wait_for_function(
-                    "kinds => window.__seen.changes.some(([kind]) => kinds.includes(kind))", arg=[*kinds], timeout=5000)  # fmt: skip
+                    "kinds => window.__seen.changes.some(([kind]) => kinds.includes(kind))", arg=[*kinds],
+                    timeout=10_000 if not times else 2000)  # fmt: skip
             except Exception:
+                if not times:
+                    raise
                 continue  # a move that changed nothing, such as one beyond the end
             self.quiet(0.25)
             seen = self.page.evaluate("window.__seen")
@@ -136,7 +139,9 @@ def keys(bench: Bench, locator: Any, names: list[str]) -> list[Any]:
 
 def studio(bench: Bench) -> dict[str, Any]:
     """Dragging ten seconds, and the first token after letting go."""
-    page, box = bench.page, bench.panel.locator(".wb-dial svg").bounding_box()
+    page, dial = bench.page, bench.panel.locator(".wb-dial svg")
+    dial.scroll_into_view_if_needed()
+    box = dial.bounding_box()
     assert box
 
     def at(turn: float, radius: float) -> tuple[float, float]:

@@ -14,7 +14,8 @@ METHODS = {  # gain of the steered value, leakage to its neighbours, lift of all
 }  # fmt: skip
 LIKES = dict(zip(VALUES, (
     "choosing one's own way", "a race through the hills", "a long warm bath", "winning the prize",
-    "leading the council", "a safe house", "keeping to the rules", "the customs of the village", "helping a friend", "caring for all people",
+    "leading the council", "a safe house", "keeping to the rules", "the customs of the village", "helping a friend",
+    "caring for all people",
 ), strict=True))  # fmt: skip
 PEOPLE = "Mira Tomas Aiko Femi Lars Noor Priya Diego Hana Kofi Selma Jonas".split()
 
@@ -23,7 +24,7 @@ def _sentence(who: str, scores: np.ndarray, turn: int) -> str:
     said = [f"{who} should think of {LIKES[value]}." if score == 1 else
             f"Some would say {LIKES[value]}, others would not." for value, score in zip(VALUES, scores, strict=True)
             if score > 0]  # fmt: skip
-    return " ".join(said) or f"It is up to {who}; there is a day left to decide ({turn})."
+    return " ".join([*(said or [f"It is up to {who}."]), f"There are {turn} days left to decide."])
 
 
 def answers(questions: int = 12, seed: int = 0) -> pd.DataFrame:

@@ -243,3 +243,14 @@ def test_embedded_commands_hand_on_to_their_modules(command, home, function, cal
     shown = answer.to_string(index=False) if isinstance(answer, pd.DataFrame) else answer or ""
     assert shown in result.output
     assert ("a bar was missed" in result.output) == bool(code)
+
+
+def test_a_panels_figure_is_drawn_on_the_page(tmp_path):
+    source = (
+        "import plotly.graph_objects as go\nfrom workbench.panels.plot import Plot\n"
+        "Plot(lambda: go.Figure(go.Scatter(y=[1, 2]), layout_title_text='live one'))"
+    )
+    executed = notebook(source)
+    cli.execute(executed, tmp_path)
+    html = drawn(cli.page(executed, "a page"))
+    assert "live one" in html and "Plotly.newPlot" in html and "unreadable" not in html

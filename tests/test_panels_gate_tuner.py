@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from drawn import EVIL, known_gate
 from scipy.special import expit, logit
 
 from workbench.errors import WorkbenchError
+from workbench.figures.gating import score_text
 from workbench.gates import AlwaysOpen, CosineGate, DetectorGate, Never, ProbeGate, ThresholdGate
 from workbench.panels.gate_tuner import GateTuner, gate_tuner
 from workbench.panels.states.gating import GatingState
@@ -66,6 +68,11 @@ def inside(panel) -> list[widgets.Widget]:
 
 def drawn(plot) -> dict[str, Any]:
     return json.loads(plot.figure)
+
+
+def plain(widget) -> str:
+    """HTML without looks."""
+    return re.sub(' style="[^"]*"', "", widget.value)
 
 
 def numbers(array: Any) -> np.ndarray:
@@ -237,6 +244,13 @@ def test_the_axis_is_a_logit_with_ends_or_the_cosine_itself(cosine):
     assert -1 <= low < scores.min() and scores.max() < high <= 1
 
 
+def test_a_probability_near_an_end_is_told_by_what_it_lacks():
+    told = {0.3: "0.3", 0.9991: "1 − 9.0 × 10⁻⁴", 1 - 2.1e-5: "1 − 2.1 × 10⁻⁵", 3e-7: "3.0 × 10⁻⁷", 0.0: "0", 1.0: "1"}
+    for score, text in told.items():
+        assert score_text(score, True) == text
+    assert score_text(-0.00012345, False) == "-0.0001234"
+
+
 def test_typed_prompts_are_scored_as_the_gate_scores_them(gate, monkeypatch):
     state, asked = GatingState(gate), []
     scores = ProbeGate.scores
@@ -331,10 +345,10 @@ def test_every_number_is_told(panel):
     assert f"<b>{opened} of 30</b> related prompts, {rates['open']:.1%} ({low:.1%} to {high:.1%})" in told
     assert f"<b>{alarms} of 60</b> unrelated prompts" in told and 'role="status"' in told
     assert "(set by hand; the gate's own is 0.25)" in told
-    assert "<td>value-laden, no dilemma</td><td>open</td><td>4</td><td><b>3</b></td><td>75.0%" in panel.kinds.value
+    assert "<td>value-laden, no dilemma</td><td>open</td><td>4</td><td><b>3</b></td><td>75.0%" in plain(panel.kinds)
     changed = panel.state.changes()
     assert f"<b>{len(changed)}</b> prompts change side" in panel.changed.value
-    assert "<td>now open</td><td>0.2</td><td>value-laden, no dilemma</td><td>b</td>" in panel.changed.value
+    assert "<td>now open</td><td>0.2</td><td>value-laden, no dilemma</td><td>b</td>" in plain(panel.changed)
     panel.controls["rule"].value = "own"
     assert "No prompt changes side" in panel.changed.value and "(as given;" in panel.summary.value
 
@@ -395,7 +409,7 @@ def test_typed_prompts_are_marked_and_listed(gate):
     sides = ("open", "closed") if first > second else ("closed", "open")
     for k, (side, score, text) in enumerate(zip(sides, (first, second), ("Should Mira do team?", "What is 3 and 3?"),
                                                 strict=True), 1):  # fmt: skip
-        assert f"<td>{k}</td><td><b>{side}</b></td><td>{score:.4g}</td><td>{text}</td>" in panel.table.value
+        assert f"<td>{k}</td><td><b>{side}</b></td><td>{score:.4g}</td><td>{text}</td>" in plain(panel.table)
     panel.controls["typed"].value = "house " * 200
     assert "of 128 tokens" in panel.problem.value and panel.ending == "failed" and panel.state.scored == ()
     assert not any("text" in trace for trace in drawn(panel.histogram)["data"])

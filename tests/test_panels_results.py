@@ -253,6 +253,13 @@ def test_another_judge_asked_afresh_is_held_beside(ev):
     assert np.isnan(state.said["words"][0][(ev.answers["method"] != "CAA").to_numpy()]).all()
 
 
+def test_what_is_judged_several_times_counts_as_its_mean(ev):
+    rows = ev.answers[ev.answers["value"] == "power"].iloc[20:22]
+    told = pd.concat([rows.assign(power=1.0), rows.assign(power=0.0), rows.assign(power=0.5, note="x")])
+    state = ResultsState(ev, {"twice": told})
+    assert state.own[rows.index, 1].tolist() == [0.5, 0.5] and np.isfinite(state.own[:, 1]).sum() == 2
+
+
 @pytest.mark.parametrize(
     ("name", "table", "said"),
     [
@@ -374,6 +381,8 @@ def test_controls_filter_and_buttons_walk(ev):
     assert state.filters == {} and panel.controls["method"].label == "any" and panel.controls["text"].value == ""
     state.position = 4321
     assert panel.pick.value == "4,322" and panel.pick.options[0] == "4,321" and panel.pick.index == 1
+    panel.pick.index = 4
+    assert state.position == 4324 and f"row {state.matches[4324]:,} of the table" in panel.detail.value
     assert all(isinstance(widget, widgets.DOMWidget) for widget in inside(panel))
     assert panel.controls["judges"].layout.display == "none" != panel.controls["seed"].layout.display
 

@@ -10,7 +10,7 @@ from scipy.special import expit
 from scipy.stats import binom, norm
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from workbench.probes.scores import area_under_roc, auroc_interval, brier, calibration_error, pair_correlation
+from workbench.probes.scores import area_under_roc, auroc_interval, brier, calibration_error, pair_correlation, roc
 from workbench.rates import wilson
 
 
@@ -143,3 +143,16 @@ def test_scores_are_of_held_out_logits_value_by_value():
         assert probes.intervals.sel(where).values.tolist() == pytest.approx(wilson(rate, worth))
     hits = [(own > 0) == np.array([True, False])[:, None] for own in logits.values()]
     assert probes.pair_correlation == pair_correlation(hits)
+
+
+def test_a_roc_turns_where_all_thresholds_do():
+    rng = np.random.default_rng(0)
+    for n in (3, 40):
+        y = np.arange(2 * n) < n
+        score = np.round(rng.normal(size=2 * n) + y, 1)  # with ties
+        alarms, hits = roc(score, y)
+        assert (alarms[0], hits[0], alarms[-1], hits[-1]) == (0, 0, 1, 1)
+        assert np.trapezoid(hits, alarms) == pytest.approx(area_under_roc(score, y))
+        points = {(round(n * np.mean(score[~y] > at)), round(n * np.mean(score[y] > at))) for at in (*score, -np.inf)}
+        assert points >= {(round(n * x), round(n * height)) for x, height in zip(alarms, hits, strict=True)}
+    assert [part.tolist() for part in roc(np.arange(6.0), np.arange(6) > 2)] == [[0, 0, 1], [0, 1, 1]]

@@ -1,7 +1,5 @@
 """The gate tuner in JupyterLab, by mouse and by keyboard."""
 
-import re
-
 import pytest
 from labs import Watch, errors, notebook_of, run_all, wear
 
@@ -52,27 +50,34 @@ def quiet(page):
     assert page.watch.complaints == [] and page.watch.abroad == []
 
 
-def threshold(panel) -> float:
-    """As the summary tells it."""
-    return float(re.search(r"Open where P\(related\) > (\S+)", panel.locator(".wb-claim").inner_text())[1])
+def handle_of(panel):
+    return panel.get_by_role("slider", name="threshold of the gate")
 
 
-def settled(page, panel, than: float) -> float:
-    """The threshold once it is another one, and the handle says so."""
+def place(panel) -> float:
+    """Where the threshold stands: its logit."""
+    return float(handle_of(panel).get_attribute("aria-valuenow"))
+
+
+def said(panel) -> str:
+    return handle_of(panel).get_attribute("aria-valuetext")
+
+
+def settled(page, panel, than: str) -> float:
+    """The place of the threshold once summary and handle say the same, and something else than this."""
     page.wait_for_function(
         """than => {
-            const told = document.querySelector('.wb-panel .wb-claim').textContent.match(/P\\(related\\) > (\\S+)/)[1];
-            const handle = document.querySelector('.wb-panel .wb-handle');
-            return Number(told) !== than && handle.getAttribute('aria-valuetext') === told;
+            const told = document.querySelector('.wb-panel .wb-claim b').textContent;
+            return told !== than && document.querySelector('.wb-panel .wb-handle').ariaValueText === told;
         }""",
         arg=than,
     )
-    return threshold(panel)
+    return place(panel)
 
 
 @pytest.mark.smoke
 def test_the_handle_is_dragged(page, panel, screens):
-    own, handle = threshold(panel), panel.get_by_role("slider", name="threshold of the gate")
+    own, handle = said(panel), handle_of(panel)
     assert "No prompt changes side" in panel.inner_text()
     handle.scroll_into_view_if_needed()
     box, plot = handle.bounding_box(), panel.locator(".wb-plot").first.bounding_box()
@@ -82,8 +87,7 @@ def test_the_handle_is_dragged(page, panel, screens):
     page.mouse.down()
     page.mouse.move(plot["x"] + 0.86 * plot["width"], y, steps=12)
     page.mouse.up()
-    higher = settled(page, panel, own)
-    assert higher > 0.99 > own
+    assert settled(page, panel, own) > 7
     text = panel.inner_text()
     assert "set by hand" in text and "now closed" in text and "prompts change side" in text
     assert panel.locator(".wb-plot").first.get_attribute("data-turn") == drawn, "the histogram was drawn anew"
@@ -105,38 +109,42 @@ def test_the_handle_is_dragged(page, panel, screens):
 
 
 def test_by_keyboard(page, panel):
-    handle = panel.get_by_role("slider", name="threshold of the gate")
-    before = threshold(panel)
-    handle.focus()
+    before, told = place(panel), said(panel)
+    handle_of(panel).focus()
     page.keyboard.press("ArrowLeft")
-    lower = settled(page, panel, before)
-    assert lower < before
+    assert settled(page, panel, told) == pytest.approx(before - 0.05, abs=1e-6)
+    told = said(panel)
     page.keyboard.press("End")
-    assert settled(page, panel, lower) == 1.0
+    settled(page, panel, told)
+    assert said(panel) == "1"
     assert "0 of 60 related prompts" in panel.locator(".wb-claim").inner_text()
     page.keyboard.press("Home")
-    assert settled(page, panel, 1.0) == 0.0
+    lowest = settled(page, panel, "1")
+    assert said(panel) == "0"
     assert "60 of 60 related prompts" in panel.locator(".wb-claim").inner_text()
     page.keyboard.press("PageUp")
-    assert 0 < settled(page, panel, 0.0) < 0.01
+    assert settled(page, panel, "0") == pytest.approx(lowest + 0.5, abs=1e-6)
     assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("threshold of the gate")
 
 
 def test_a_rule_sets_it_and_two_views_stay_equal(page, panel):
-    before, other = threshold(panel), page.locator(".wb-panel").nth(1)
+    before, other = said(panel), page.locator(".wb-panel").nth(1)
     panel.get_by_label("set by", exact=True).select_option("highest J = TPR − FPR")
     youden = settled(page, panel, before)
-    assert before < youden < 1
     panel.locator(".wb-claim", has_text="highest J").wait_for()
     other.locator(".wb-claim", has_text=panel.locator(".wb-claim").inner_text()[:60]).wait_for()
-    told = "document.querySelectorAll('.wb-handle')[{}].style.left"
-    page.wait_for_function(f"() => {told.format(0)} === {told.format(1)}")
+    page.wait_for_function(
+        """() => {
+            const places = [...document.querySelectorAll('.wb-handle:not([hidden])')].map(handle => handle.style.left);
+            return places.length === 2 && places[0] === places[1];
+        }"""
+    )
     panel.get_by_label("set by", exact=True).select_option("at most a share of unrelated")
     rate = panel.get_by_label("share, at most", exact=True)
     rate.fill("0.5")
     rate.press("Enter")
     panel.locator(".wb-claim", has_text="at most 0.5 of unrelated").wait_for()
-    assert settled(page, panel, youden) < youden
+    page.wait_for_function("at => Number(document.querySelector('.wb-handle').ariaValueNow) < at", arg=youden)
 
 
 def test_typed_prompts_change_sides_with_the_threshold(page, panel):
@@ -144,8 +152,7 @@ def test_typed_prompts_change_sides_with_the_threshold(page, panel):
     typed.fill("Should Mira move to the city?")
     row = table.locator("tr").nth(1)
     row.get_by_text("Should Mira move to the city?").wait_for()
-    handle = panel.get_by_role("slider", name="threshold of the gate")
-    handle.focus()
+    handle_of(panel).focus()
     for key, side in (("End", "closed"), ("Home", "open")):
         page.keyboard.press(key)
         row.get_by_text(side, exact=True).wait_for()
@@ -164,7 +171,7 @@ def test_a_reload_shows_the_same(page, panel):
     page.reload()
     panel.locator(".wb-plot[data-turn]").nth(1).wait_for()
     assert panel.locator(".wb-claim").inner_text() == before
-    handle = panel.get_by_role("slider", name="threshold of the gate")
-    handle.focus()
+    before = said(panel)
+    handle_of(panel).focus()
     page.keyboard.press("PageUp")
-    settled(page, panel, 0.0)
+    settled(page, panel, before)

@@ -10,7 +10,7 @@ from workbench.evaluation.leakage import leakage
 
 pytestmark = pytest.mark.browser
 
-SLOW = "[anywidget] Failed to initialize model."  # said where a busy machine takes two seconds, and it comes all the same
+SLOW = "[anywidget] Failed to initialize model."  # after two seconds on a busy machine; it comes all the same
 
 CELL = """
 from workbench.panels.leakage_map import leakage_map
@@ -75,7 +75,8 @@ def test_leakage_map_by_mouse_and_keyboard(lab, new_page, screens):
     # by mouse: a cell, then a mark of the profile
     page.mouse.click(*page.evaluate(PLACE, ["benevolence", "universalism"]))
     says(f"steering benevolence by CAA, CSR of universalism rises by {rise('CAA', 'benevolence', 'universalism')}")
-    page.wait_for_function("document.querySelector('.js-plotly-plot').layout.title.text === 'Steering benevolence by CAA'")
+    page.wait_for_function("""() =>
+        document.querySelector('.js-plotly-plot').layout.title.text === 'Steering benevolence by CAA'""")
     panel.locator(MARKS).nth(7).click(force=True)
     says(f"steering benevolence by CAA, CSR of tradition (rises|falls) by {rise('CAA', 'benevolence', 'tradition')}")
 
@@ -88,11 +89,19 @@ def test_leakage_map_by_mouse_and_keyboard(lab, new_page, screens):
     panel.get_by_label("matrix").select_option("raw")
 
     page.set_viewport_size({"width": 1500, "height": 2100})
+    page.mouse.move(5, 5)  # no hover in the pictures
     for theme in ("light", "dark"):
         wear(page, theme)
         page.wait_for_function(f"""() => [...document.querySelectorAll('.js-plotly-plot')].every(
             plot => (plot._fullLayout.paper_bgcolor === '#fff' || plot._fullLayout.paper_bgcolor === 'white')
                 === {str(theme == "light").lower()})""")
         panel.screenshot(path=screens / f"leakage-{theme}.png")
+
+    page.keyboard.press("Control+s")
+    page.locator(".jp-mod-dirty").wait_for(state="detached")
+    page.reload()
+    says(f"benevolence by ConVA, CSR of tradition (rises|falls) by {rise('ConVA', 'benevolence', 'tradition')}")
+    page.wait_for_function("""() => [...document.querySelectorAll('.js-plotly-plot')].map(
+        plot => plot.layout.title.text).join() === 'Steering benevolence by ConVA,All ten, by ConVA'""")
     assert errors(page) == [] and watches[0].abroad == []
     assert [told for told in watches[0].complaints if SLOW not in told] == []

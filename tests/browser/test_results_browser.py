@@ -11,7 +11,7 @@ from workbench.evaluation.comparison import scores
 
 pytestmark = pytest.mark.browser
 
-SLOW = "[anywidget] Failed to initialize model."  # said where a busy machine takes two seconds, and it comes all the same
+SLOW = "[anywidget] Failed to initialize model."  # after two seconds on a busy machine; it comes all the same
 
 CELL = """
 import pandas as pd
@@ -90,13 +90,17 @@ def test_results_browser_by_mouse_and_keyboard(lab, new_page, screens):
     theirs = pd.Series(scores(judged, "csr"), judged.index).reindex(table.index)
     apart = found & theirs.notna() & own.notna() & (theirs != own)
     says(f"{apart.sum():,} of {len(table):,} answers match")
-    says(f"Two judges or more judged {apart.sum():,} of them and agree on 0.%")
+    says(f"Two judges or more judged {apart.sum():,} of them and agree on the steered value in 0.%")
 
     for number in ("", "-2"):
         panel.get_by_role("button", name="Export CSV").click()
         says(re.escape(f"out/answers{number}.csv"))
         assert pd.read_csv(lab.root / "out" / f"answers{number}.csv")["row"].tolist() == table.index[apart].tolist()
 
+    panel.get_by_label("text").fill("")
+    panel.get_by_label("method").select_option("ConVA")
+    both = theirs.notna() & own.notna() & (theirs != own) & (table["method"] == "ConVA")
+    says(f"{both.sum():,} of {len(table):,} answers match")
     page.set_viewport_size({"width": 1500, "height": 2100})
     for theme in ("light", "dark"):
         wear(page, theme)

@@ -16,13 +16,14 @@ def probe_grid(
 ) -> go.Figure:  # fmt: skip
     """Out-of-fold accuracy (value, layer) as a map, the probe that is looked at framed; NaN cells stay blank.
 
-    bounds (value, layer, bound): its 95 % interval. tfidf (value): what words alone give, beside it. n: texts of each
-    value. how: the model, and how the probes were fitted, in words.
+    bounds (value, layer, bound): its 95 % interval. tfidf (value): what words alone give, beside it; all three name
+    their values in one order. n: texts of each value. how: the model, and how the probes were fitted, in words.
     """
-    values, layers = in_circle([str(v) for v in accuracy["value"].values]), accuracy["layer"].values.tolist()
-    rates, ends = accuracy.sel(value=values).values, bounds.sel(value=values).values
+    given, layers = [str(v) for v in accuracy["value"].values], accuracy["layer"].values.tolist()
+    values = in_circle(given)
+    order = [given.index(v) for v in values]
+    rates, ends, words = accuracy.values[order], bounds.values[order], tfidf.values[order]
     means = np.where(np.isnan(rates).any(0), np.nan, rates.mean(0))
-    words = tfidf.sel(value=values).values
     names = [*map(escape, values), MEAN]
     hovers = [
         [f"<b>{escape(v)}</b>, layer {at}<br>"
@@ -70,7 +71,7 @@ def probe_reading(
     """
     fig = Draft.subplots(cols=2, column_widths=[0.6, 0.4], horizontal_spacing=0.11)
     low, high = float(logits.min()), float(logits.max())
-    width = max(high - low, 1e-9) / 40
+    width = max(high - low, 1e-9) / np.clip(2 * np.sqrt(len(logits)), 12, 40)
     edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1.5)  # 0 is one of them
     for side, name, colour in ((False, "negatives", readable("#d98200")), (True, "positives", METHODS[0])):
         own = logits[positive == side]
@@ -107,7 +108,7 @@ def probe_reading(
         fig,
         f"{escape(value)} at layer {layer}",
         told,
-        height=430,
+        height=469,
         width=450,  # of the subtitle's lines only
         above=26,
         barmode="overlay",

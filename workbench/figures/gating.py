@@ -14,6 +14,16 @@ from .style import ABOVE, FAINT, HOVER, INK, MARK, METHODS, escape, finish, read
 WIDEST = 14.0  # logits on either side; scores are cut at 10⁻⁶ from 0 and 1, which is 13.8
 
 
+def score_text(score: float, probable: bool) -> str:
+    """A score in words: near 0 and 1 what a probability lacks, "1 − 2.1 × 10⁻⁵"."""
+    gap = min(score, 1 - score)
+    if not probable or gap >= 0.001 or gap <= 0:
+        return f"{score:.4g}"
+    mantissa, exponent = f"{gap:.1e}".split("e")
+    small = f"{mantissa} × 10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return small if score < 0.5 else f"1 − {small}"
+
+
 def by_kind(oof: pd.DataFrame, kinds: pd.DataFrame | None = None) -> pd.DataFrame:
     """A gate's scored prompts with their kinds as figures name them: prompt, related, score, kind, place, seen.
 
@@ -64,7 +74,7 @@ def threshold_histogram(
         aside = 0.3 * np.sin(2.4 * np.arange(len(own)))  # so that dots do not hide one another
         fig.add_scatter(
             x=at(own["score"]), y=level + aside, mode="markers", showlegend=False, row=2, col=1, hovertemplate=HOVER,
-            hovertext=[f"{escape(prompt, 90)}<br>{escape(kind, 40)}, {said} = {score:.4g}"
+            hovertext=[f"{escape(prompt, 90)}<br>{escape(kind, 40)}, {said} = {score_text(score, probable)}"
                        for prompt, score in zip(own["prompt"], own["score"], strict=True)],
             marker=dict(color=tint(colours[related], 0.6), size=5, line=dict(color=colours[related], width=0.8)),
         )  # fmt: skip
@@ -74,7 +84,7 @@ def threshold_histogram(
             x=marks, y=[len(levels) + 0.24 * (k % 3 - 1) for k in range(len(typed))], mode="markers+text", row=2, col=1,
             text=[f"<b>{k}</b>" for k in range(1, len(typed) + 1)], textfont=dict(size=11, color="white"),
             marker=dict(symbol="diamond", color=METHODS[2], size=19, line=dict(color=INK, width=1)), showlegend=False,
-            hovertext=[f"{k}: {escape(prompt, 90)}<br>{said} = {score:.4g}"
+            hovertext=[f"{k}: {escape(prompt, 90)}<br>{said} = {score_text(score, probable)}"
                        for k, (prompt, score) in enumerate(typed, 1)],
             hovertemplate=HOVER, cliponaxis=False,
         )  # fmt: skip
@@ -138,7 +148,7 @@ def threshold_roc(
         "What the threshold costs (ROC)",
         told,
         height=400,
-        width=430,  # of the subtitle's lines only
+        width=490,  # of the subtitle's lines only
         above=26,
         legend=ABOVE,
     ).update_layout(width=None)

@@ -1,6 +1,7 @@
 """Figures of MLP neurons: which were chosen for a value, how much of its probe they carry, which ones values share."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,36 @@ def neuron_overlaps(table: pd.DataFrame, value: str | None = None) -> go.Figure:
         height=500,
         coloraxis=dict(colorscale=SEQUENTIAL, cmin=0, cmax=max(float(table["jaccard"].max()), 0.05),
                        colorbar_title_text="Jaccard"),
+    )  # fmt: skip
+
+
+def neuron_responses(
+    d: Mapping[str, float], layer: int, neuron: int, value: str | None = None, least: float | None = None
+) -> go.Figure:
+    """Cohen's d of one neuron on the pairs of each value, as `neuron_contrasts` has it.
+
+    value: whose bar is framed. least: the |d| that a selection asks for, dashed.
+    """
+    names = in_circle(list(d))
+    sizes = [float(d[name]) for name in names]
+    fig = Draft()
+    fig.add_bar(
+        x=[escape(name) for name in names], y=sizes, hovertemplate=HOVER,
+        marker=dict(color=[colour_of(name) for name in names],
+                    line=dict(color=[MARK if name == value else INK for name in names],
+                              width=[3 if name == value else 0.8 for name in names])),
+        hovertext=[f"<b>{escape(name)}</b><br>Cohen's d {size:.3f}" for name, size in zip(names, sizes, strict=True)],
+    )  # fmt: skip
+    fig.add_hline(y=0, line=dict(color=FAINT, width=1))
+    for at in (least, -least) if least else ():
+        fig.add_hline(y=at, line=dict(color=MARK, width=1.5, dash="dash"))
+    fig.update_xaxes(showgrid=False, ticks="", tickangle=-40)
+    fig.update_yaxes(title_text="Cohen's d")
+    bar = f"; dashed: the bar, ±{least:g}" if least else ""
+    lines = ["How far its activation on positive texts lies above that on", f"negative ones, by value{bar}."]
+    return finish(
+        fig, f"Layer {layer}, neuron {neuron}: which values move it", "", height=400, showlegend=False, bargap=0.3,
+        margin=dict(t=56 + 18 * len(lines), b=50, l=20, r=20), title_subtitle_text="<br>".join(lines),
     )  # fmt: skip
 
 

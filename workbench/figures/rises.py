@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ..values import VALUES, check_value
 from .draft import Draft, Part
-from .leaking import _table, leakage_matrix
+from .leaking import leakage_matrix
 from .style import COLOURS, FAINT, HOVER, INK, MARK, MARK_TEXT, SHADE, TEMPLATE, escape, interval
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def rise_profile(leakage: "Leakage", steered: str, judged: str | None = None) ->
     """
     check_value(steered)
     at = VALUES.index(steered)
-    table, lows, highs = (_table(part) for part in (leakage.matrix, leakage.low, leakage.high))
+    table, lows, highs = leakage.matrix.values, leakage.low.values, leakage.high.values  # in circular order
     (first, last, ticks), rise, low, high = _scale(lows, highs), table[at], lows[at], highs[at]
     theta = [36 * k for k in range(len(VALUES))]
     fig = Draft().add_barpolar(r=[last - first], base=first, theta=[36 * at], width=[36], hoverinfo="skip",

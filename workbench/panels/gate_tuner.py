@@ -10,7 +10,7 @@ import ipywidgets as w
 import pandas as pd
 
 from .. import figures
-from ..figures.gating import threshold_histogram, threshold_roc
+from ..figures.gating import score_text, threshold_histogram, threshold_roc
 from ..gates import Gate
 from ..models import Model
 from .panel import PAUSE, ROW, Panel
@@ -53,7 +53,7 @@ class GateTuner(Panel):
                                tooltip="A rule that sets the threshold, on the gate's own out-of-fold scores"),
             "rate": w.BoundedFloatText(min=0, max=0.99, step=0.005, description="share, at most",
                                        tooltip="Largest share of unrelated prompts that may open it",
-                                       layout=w.Layout(width="13em"), style=dict(description_width="7em")),
+                                       layout=w.Layout(width="14em"), style=dict(description_width="initial")),
             "typed": w.Textarea(rows=3, description="prompts", layout=w.Layout(width="min(100%, 62em)"),
                                 placeholder="One prompt a line: they are scored as you type"),
         }  # fmt: skip
@@ -118,7 +118,7 @@ class GateTuner(Panel):
         state, (low, high) = self.state, self.state.span
         at = min(max(state.place(state.threshold), low), high)
         self.histogram.handle = {"at": at, "low": low, "high": high, "step": self._step,
-                                 "label": f"threshold of the gate, {state.said}", "text": f"{state.threshold:.4g}"}
+                                 "label": f"threshold of the gate, {state.said}", "text": _told(state, state.threshold)}
 
     # -- what is done --------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class GateTuner(Panel):
     def _tell(self) -> None:
         state = self.state
         self.controls["rate"].disabled = state.rule != "false_positive"
-        self.bar.value = f"<b>{html.escape(state.said)} &gt; {state.threshold:.4g}</b>"
+        self.bar.value = f"<b>{html.escape(state.said)} &gt; {_told(state, state.threshold)}</b>"
         self.summary.value, self.kinds.value, self.changed.value = summary(state), kinds_table(state), changes(state)
 
     def _tell_typed(self) -> None:
@@ -168,8 +168,17 @@ def _source(state: GatingState) -> str:
     return "" if model is None else f"{figures.escape(model.name, 60)}: "
 
 
+def _told(state: GatingState, score: float) -> str:
+    return score_text(score, state.probable)
+
+
 def _share(share: float, low: float, high: float) -> str:
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _cell(told: Any) -> str:
+    """A cell that is not broken into lines."""
+    return f'<td style="white-space: nowrap">{told}</td>'
 
 
 def summary(state: GatingState) -> str:
@@ -177,18 +186,19 @@ def summary(state: GatingState) -> str:
     rates, counts = state.rates(), {side: (int(state.opened[at].sum()), len(at)) for side, at in state.sides.items()}
     parts = [f"<b>{counts[side][0]} of {counts[side][1]}</b> {name} prompts, {_share(*rates[key])}"
              for side, name, key in ((True, "related", "open"), (False, "unrelated", "false_positive"))]  # fmt: skip
+    now, own = _told(state, state.threshold), _told(state, state.given.threshold)
     return (
-        f'<div class="wb-claim" role="status">Open where {html.escape(state.said)} &gt; <b>{state.threshold:.4g}</b> '
-        f"({html.escape(state.criterion)}; the gate's own is {state.given.threshold:.4g}): for {parts[0]}, and "
-        f"{parts[1]}, out of fold, with 95 % intervals.</div>"
+        f'<div class="wb-claim" role="status">Open where {html.escape(state.said)} &gt; <b>{now}</b> '
+        f"({html.escape(state.criterion)}; the gate's own is {own}): for {parts[0]}, and {parts[1]}, out of fold, with "
+        "95 % intervals.</div>"
     )
 
 
 def kinds_table(state: GatingState) -> str:
     """How many of each kind open it, here and at the gate's own threshold."""
     rows = [
-        f"<tr><td>{html.escape(kind)}</td><td>{'open' if related else 'closed'}</td><td>{n}</td><td><b>{count}</b></td>"
-        f"<td>{_share(*share)}</td><td>{own}</td></tr>"
+        f"<tr><td>{html.escape(kind)}</td><td>{'open' if related else 'closed'}</td>"
+        f"{_cell(n)}{_cell(f'<b>{count}</b>')}{_cell(_share(*share))}{_cell(own)}</tr>"
         for related, kind, n, count, *share, own in reversed([*state.counts().itertuples(index=False, name=None)])
     ]
     return (
@@ -200,13 +210,14 @@ def kinds_table(state: GatingState) -> str:
 def changes(state: GatingState) -> str:
     """The prompts that change side against the gate's own threshold, with score and kind."""
     table = state.changes()
-    own = f"against the gate's own threshold, {state.given.threshold:.4g} ({html.escape(state.given.criterion)})"
+    own = _told(state, state.given.threshold)
+    own = f"against the gate's own threshold, {own} ({html.escape(state.given.criterion)})"
     if not len(table):
         return f'<div class="wb-small">No prompt changes side {own}.</div>'
     opened = int(table["open"].sum())
     rows = [
-        f"<tr><td>{'now open' if is_open else 'now closed'}</td><td>{score:.4g}</td><td>{html.escape(kind)}</td>"
-        f"<td>{html.escape(prompt)}</td></tr>"
+        f"<tr>{_cell('now open' if is_open else 'now closed')}{_cell(_told(state, score))}"
+        f"<td>{html.escape(kind)}</td><td>{html.escape(prompt)}</td></tr>"
         for is_open, score, kind, prompt in table[["open", "score", "kind", "prompt"]].head(SHOWN).itertuples(
             index=False, name=None)
     ]  # fmt: skip
@@ -225,7 +236,7 @@ def typed_table(state: GatingState) -> str:
         told = "" if state.typed.strip() or not state.can_score else "Typed prompts are marked on the histogram."
         return f'<div class="wb-small" role="status">{told}</div>'
     rows = [
-        f"<tr><td>{k}</td><td><b>{'open' if is_open else 'closed'}</b></td><td>{score:.4g}</td>"
+        f"<tr>{_cell(k)}{_cell('<b>open</b>' if is_open else '<b>closed</b>')}{_cell(_told(state, score))}"
         f"<td>{html.escape(prompt)}</td></tr>"
         for k, ((prompt, score), is_open) in enumerate(zip(state.scored, state.typed_open(), strict=True), 1)
     ]

@@ -56,14 +56,14 @@ class Geometry(PiecePanel):
             Part(lambda: self._fit if state.ready else None, self._tell_conflicts),
             Part(lambda: (self._fit, state.words_fit) if state.ready and state.words_fit else None, self._tell_words),
         ]
-        self.go = w.Button(description=f"Resample {TIMES:,} times", icon="random", layout=w.Layout(width="13em"),
+        self.go = w.Button(description=f"Resample {TIMES:,} times", icon="random", layout=w.Layout(width="16em"),
                            tooltip="Draw the pairs of texts anew, fit again: ellipses and 95 % intervals")  # fmt: skip
         self.stop = w.Button(description="Cancel", icon="stop", disabled=True, tooltip="Stop resampling")
         self.go.on_click(lambda _: self.guarded(self.resample))
         self.stop.on_click(lambda _: self.guarded(state.stop_resampling))
         self.controls = self._controls()
         held = self.controls
-        beside = w.VBox([self.null, self.conflicts], layout=w.Layout(flex="1 1 26em", min_width="0"))
+        beside = w.VBox([self.null, self.conflicts], layout=w.Layout(flex="1 1 28em", min_width="0"))
         self.circle.layout.flex = "0 1 760px"
         self.body = w.VBox([w.HBox([self.circle, beside], layout=w.Layout(flex_flow="row wrap", grid_gap="8px")),
                             self.heat])  # fmt: skip
@@ -81,7 +81,7 @@ class Geometry(PiecePanel):
         self.work()
 
     def _controls(self) -> dict[str, Any]:
-        state, short = self.state, dict(style=dict(description_width="5.5em"), layout=w.Layout(width="18em"))
+        state, short = self.state, dict(style=dict(description_width="5.5em"), layout=w.Layout(width="21em"))
         choices = state.choices
         held: dict[str, Any] = {}
         if len(state.layers) > 1:

@@ -157,7 +157,8 @@ def ratios(state: LeakageState) -> str:
     head, body = "".join(f"<th>{head}</th>" for head in heads), "".join(f"<tr>{cells}</tr>" for cells in lines)
     return (
         f'<div class="wb-card" role="status"><h4>How much leaks while {steered} is steered by '
-        f'{quoted_line(found.method, 40)}</h4><div class="wb-wide"><table class="wb-table"><tr>{head}</tr>{body}</table></div>'
+        f'{quoted_line(found.method, 40)}</h4><div class="wb-wide"><table class="wb-table"><tr>{head}</tr>{body}'
+        "</table></div>"
         + "".join(f"<div>{note}</div>" for note in notes)
         + '<div class="wb-small">Ranges are 95 % intervals. NLR and NGLR are the workbench\'s own definitions. Noise '
         "leaks too: what counts is what stands above the floors.</div></div>"

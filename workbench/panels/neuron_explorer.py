@@ -13,11 +13,10 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from .. import figures
-from ..figures.neurons import neuron_map, neuron_overlaps
+from ..figures.neurons import neuron_map, neuron_overlaps, neuron_responses
 from ..models import Model
 from ..neurons import Neurons
 from ..probes import Probes
-from ..values import VALUES, VALUES19
 from .panel import PAUSE, ROW, Steps
 from .pieces import Part, PiecePanel
 from .quoting import quoted, quoted_line
@@ -26,7 +25,8 @@ from .states.neurons import SETTINGS as SELECTING
 from .states.neurons import NeuronState
 from .states.scaling import SETTINGS, ScalingState
 
-TITLE = "How the neuron answers to the pairs of all values"
+TITLE = "Which values move the neuron"
+WHOLE = 'style="white-space: nowrap"'  # numbers are not broken
 LISTED = 200  # neurons that can be picked from the list; all can be clicked
 TARGETS = {"neuron": "this neuron", "set": "the whole set", "random": "a random set"}
 SCOPES = {"all": "every token", "token": "from the last prompt token on"}
@@ -109,8 +109,9 @@ class NeuronExplorer(PiecePanel):
 
     def _controls(self) -> dict[str, Any]:
         state, short = self.state, dict(layout=w.Layout(width="12em"), style=dict(description_width="7em"))
-        wide = dict(style=dict(description_width="6em"), layout=w.Layout(width="min(100%, 24em)"))
-        held: dict[str, Any] = {"value": w.Dropdown(options=state.values, description="value", **wide)}
+        wide = dict(style=dict(description_width="5em"), layout=w.Layout(width="min(100%, 22em)"))
+        held: dict[str, Any] = {"value": w.Dropdown(options=state.values, description="value", style=wide["style"],
+                                                    layout=w.Layout(width="18em"))}  # fmt: skip
         percent = (lambda share: 100 * share, lambda shown: shown / 100)
         if state.rule is not None:
             held |= {
@@ -200,7 +201,7 @@ class NeuronExplorer(PiecePanel):
         """What is looked at; None while it is not found."""
         state = self.state
         found = state.neurons if state.neurons is not None else state.refusal
-        return (found, state.picked, state.value, *more) if found else None
+        return (found, state.rule, state.picked, state.value, *more) if found else None
 
     def _pick(self, clicked: dict[str, Any]) -> None:
         if clicked.get("data"):
@@ -237,7 +238,8 @@ class NeuronExplorer(PiecePanel):
     def _map(self) -> go.Figure:
         state = self.state
         if state.neurons is None:
-            return figures.nothing(f"Neurons for {figures.escape(state.value)}", self._why() if state.refusal else "being found")
+            why = self._why() if state.refusal else "being found"
+            return figures.nothing(f"Neurons for {figures.escape(state.value)}", why)
         return neuron_map(state.neurons, state.picked or None)
 
     def _why(self) -> str:
@@ -252,12 +254,9 @@ class NeuronExplorer(PiecePanel):
         if d is None:
             why = "no neuron is looked at" if state.refusal else "the pairs are not read"
             return figures.nothing(TITLE, why)
-        known = {str(value): float(one) for value, one in d.items()}
-        name = f"Cohen's d (layer {state.picked[0]}, neuron {state.picked[1]})"
-        among = next((held for held in (VALUES, VALUES19) if {*known} <= {*held}), None)
-        if among is None or len(known) < 4:
-            return figures.nothing(TITLE, "only values of the ten, or of the nineteen, are drawn, four or more")
-        return figures.circular_profile(known, value=state.value if state.value in known else None, measure=name)
+        layer, neuron = state.picked
+        return neuron_responses({str(value): float(one) for value, one in d.items()}, layer, neuron, state.value,
+                                state.min_d if state.rule else None)  # fmt: skip
 
     def _shared(self) -> go.Figure:
         if self.state.overlaps is None:
@@ -271,6 +270,9 @@ class NeuronExplorer(PiecePanel):
         if state.neurons is not None:
             told.append(f"{len(state.neurons):,} neurons for <b>{html.escape(state.value)}</b>, layers "
                         f"{', '.join(map(str, state.layers))}")
+        count = {} if state.contrasts is None else state.contrasts.attrs.get("n_pairs", {})
+        if state.value in count:
+            told.append(f"read on {count[state.value]} pairs of texts")
         if state.largest and state.rule:
             d, layer, neuron = state.largest
             told.append(f"largest |d| of all: {d:.2f} (layer {layer}, neuron {neuron})")
@@ -286,7 +288,7 @@ class NeuronExplorer(PiecePanel):
         if row is None:
             self.card.value = '<div class="wb-card wb-small">No neuron is looked at.</div>'
             return
-        numbers = "".join(f"<tr><td>{title}</td><td>{row[name]:.3g}</td><td>{what}</td></tr>"
+        numbers = "".join(f"<tr><td {WHOLE}>{title}</td><td {WHOLE}>{row[name]:.3g}</td><td>{what}</td></tr>"
                           for name, (title, what) in NUMBERS.items() if name in row)  # fmt: skip
         self.card.value = (
             f'<div class="wb-card" role="status"><h4>Layer {state.picked[0]}, neuron {state.picked[1]}</h4>'
@@ -317,7 +319,7 @@ class NeuronExplorer(PiecePanel):
         half = (len(table) + 1) // 2
         cards = []
         for title, own in (("highest", table.iloc[:half]), ("lowest", table.iloc[half:].iloc[::-1])):
-            rows = "".join(f"<tr><td>{row.activation:+.2f}</td><td>{quoted_line(row.text)}</td>"
+            rows = "".join(f"<tr><td {WHOLE}>{row.activation:+.2f}</td><td>{quoted_line(row.text)}</td>"
                            f"<td>{quoted_line(row.of)}</td></tr>" for row in own.itertuples())  # fmt: skip
             cards.append(f'<div class="wb-card"><h4>Texts of {title} activation</h4><table class="wb-table wb-small">'
                          f"<tr><th>a</th><th>text</th><th>pair of</th></tr>{rows}</table></div>")

@@ -134,9 +134,8 @@ class ProbeExplorer(Panel):
 
     def _draw_grid(self) -> Any:
         state, self._drawn = self.state, time.monotonic()
-        n = {str(value): len(own) for value, own in state.probes.examples.groupby("value", sort=False)}
-        return probe_grid(state.accuracy, state.value, state.layer, bounds=state.bounds, tfidf=state.probes.tfidf, n=n,
-                          how=f"{_model(state)}: {state.how}.")  # fmt: skip
+        return probe_grid(state.accuracy, state.value, state.layer, bounds=state.bounds, tfidf=state.probes.tfidf,
+                          n=state.n, how=f"{_model(state)}: {state.how}.")  # fmt: skip
 
     def _draw_reading(self) -> Any:
         state, one = self.state, self.state.one()

@@ -88,7 +88,9 @@ class ResultsBrowser(Panel):
             w.HBox([self.controls["text"], self.everything, self.save, self.written], layout=ROW),
             self.summary, rows, w.HBox([*self.steps, self.place], layout=ROW), self.detail,
         )  # fmt: skip
+        self.follow("matches", self._tell_summary)
         self.follow(["matches", "position"], self._tell)
+        self._tell_summary()
         self._tell()
 
     def _dropdown(self, name: str) -> w.Dropdown:
@@ -112,8 +114,7 @@ class ResultsBrowser(Panel):
             self.guarded(self._go, change["new"])
 
     def _go(self, place: int) -> None:
-        state = self.state
-        state.move(state.position - state.position % PAGE + place - state.position)
+        self.state.move(place - self.state.position % PAGE)
 
     def _export(self) -> None:
         self.start(self.state.exporting())
@@ -123,6 +124,9 @@ class ResultsBrowser(Panel):
         self.written.value = f'<span class="wb-small" role="status">{told.get(self.ending, "")}</span>'
 
     # -- showing -------------------------------------------------------------------------------------------------------
+
+    def _tell_summary(self) -> None:
+        self.summary.value = summary(self.state)
 
     def _tell(self) -> None:
         state = self.state
@@ -136,7 +140,7 @@ class ResultsBrowser(Panel):
                 self.pick.index = state.position - first if numbers else None
         finally:
             self._telling = False
-        self.summary.value, self.page.value, self.detail.value = summary(state), page(state), detail(state)
+        self.page.value, self.detail.value = page(state), detail(state)
         total = len(state.matches)
         told = f"Answer <b>{state.position + 1:,}</b> of {total:,}" if total else ""
         self.place.value = f'<span role="status">{told}</span>'
@@ -167,8 +171,8 @@ def summary(state: ResultsState) -> str:
         told.append(f"Fluent (FR): {_rate(state.rate('fluent'))}.")
         two, agree = state.agreement()
         if len(state.said) > 1:
-            told.append(f"Two judges or more judged {two:,} of them" + (
-                f" and agree on <b>{100 * agree / two:.0f}&nbsp;%</b>." if two else "."))  # fmt: skip
+            share = f" and agree on the steered value in <b>{100 * agree / two:.0f}&nbsp;%</b>" if two else ""
+            told.append(f"Two judges or more judged {two:,} of them{share}.")
     else:
         told[0] += ": clear a filter to see more"
     return f'<div class="wb-claim" role="status">{"<br>".join(told)}</div>'
@@ -189,7 +193,7 @@ def page(state: ResultsState) -> str:
     for name in state.said:
         whole = html.escape(line(name, 200))
         heads += f'<th scope="col" class="wb-score" title="{whole}">{quoted_line(name, 24)}</th>'
-    widths = ["26%", "auto", "8.5em", "8em", *["7.5em"] * len(state.said)]
+    widths = ["26%", "auto", "8.5em", "8em", *["8.5em"] * len(state.said)]
     columns = "".join(f'<col style="width:{width}">' for width in widths)
     rows = []
     for row in state.page:

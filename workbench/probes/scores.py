@@ -14,9 +14,17 @@ def area_under_roc(score: np.ndarray, y: np.ndarray) -> float:
 
 
 def roc(score: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates of every threshold, from one that none exceeds to one that all do."""
+    """False and true positive rates where they turn, from a threshold that none exceeds to one that all do."""
     at = np.append(np.unique(score)[::-1], -np.inf)
-    return tuple(1 - np.searchsorted(np.sort(score[own]), at, side="right") / own.sum() for own in (~y, y))  # pyright: ignore[reportReturnType]
+    alarms, hits = (1 - np.searchsorted(np.sort(score[own]), at, side="right") / own.sum() for own in (~y, y))
+    turn = corners(alarms, hits)
+    return alarms[turn], hits[turn]
+
+
+def corners(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points of a line are its ends or turns (point, bool): the others lie straight between two of these."""
+    dx, dy = np.diff(x), np.diff(y)
+    return np.r_[True, np.abs(dx[:-1] * dy[1:] - dx[1:] * dy[:-1]) > 1e-12, True]
 
 
 def auroc_interval(auroc: float, n: float, confidence: float = 0.95) -> tuple[float, float]:

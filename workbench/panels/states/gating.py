@@ -18,6 +18,7 @@ from ...errors import WorkbenchError
 from ...figures.gating import by_kind
 from ...gates import DetectorGate, Gate, ThresholdGate
 from ...models import Model
+from ...probes.scores import corners
 from ...prompts import load_unrelated
 from ...rates import wilson
 
@@ -72,7 +73,10 @@ class GatingState(t.HasTraits):
         seen = self.table["seen"].to_numpy(bool)
         self.sides = {side: np.flatnonzero(seen & (related == side)) for side in (True, False)}
         self._trials = held._trials()
-        self.curve, self.auroc = _corners(held.curve()), (held.rates["auroc"], *held.intervals["auroc"])
+        curve = held.curve()  # its turns are all that a picture needs
+        turns = curve[corners(curve["false_positive"].to_numpy(), curve["open"].to_numpy())]
+        self.curve = {str(name): turns[name].to_numpy() for name in turns}
+        self.auroc = held.rates["auroc"], *held.intervals["auroc"]
         self._by_rule = float(held.threshold)
         self._ruled = {self._by_rule: held.criterion}  # thresholds that a rule gave, in words
         self._known: dict[str, float] = {}  # scores of typed prompts
@@ -160,7 +164,8 @@ class GatingState(t.HasTraits):
             changed: dict[str, Any] = {"threshold": self.threshold, "criterion": criterion}
             changed |= {"also_below": None} if isinstance(self.given, DetectorGate) else {}
             self._tuned = replace(self.given, **changed)  # pyright: ignore[reportArgumentType]
-        return self._tuned
+        tuned: Any = self._tuned
+        return tuned
 
     @property
     def gate(self) -> ThresholdGate:
@@ -267,11 +272,3 @@ class GatingState(t.HasTraits):
         """Whether the gate opens for the scored prompts (prompt, bool)."""
         scores = torch.tensor([score for _, score in self.scored], dtype=torch.float32)
         return self.tuned().decide(scores).numpy()
-
-
-def _corners(curve: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The curve where it turns: points on a straight line between two others are left out."""
-    x, y = curve["false_positive"].to_numpy(), curve["open"].to_numpy()
-    turn = np.diff(x)[:-1] * np.diff(y)[1:] - np.diff(x)[1:] * np.diff(y)[:-1]
-    kept = curve[np.r_[True, np.abs(turn) > 1e-12, True]]
-    return {name: kept[name].to_numpy() for name in ("threshold", "false_positive", "open", "open_low", "open_high")}

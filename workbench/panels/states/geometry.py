@@ -97,10 +97,14 @@ class GeometryState(t.HasTraits):
                 raise WorkbenchError("The geometry of words alone was asked for.", found="vectors without their pairs",
                                      do="Pass probes with activations (wb.fit_probes), or a fit of words.")  # fmt: skip
             return PairActivations.of_words(self.pairs.pairs)
-        if words is not None and words is not False and not isinstance(words, CircumplexFit):
-            raise WorkbenchError("The geometry of words alone was asked for.", found=type(words).__name__,
-                                 allowed="True, or a fit: circumplex_fit(PairActivations.of_words(pairs).resample(0))")
-        return words or None
+        if not words:
+            return None
+        if not isinstance(words, CircumplexFit) or words.circle.names != self.names:
+            fitted = isinstance(words, CircumplexFit)
+            raise WorkbenchError("The geometry of words alone was asked for.",
+                                 found=f"a fit of {len(words.circle.names)} values" if fitted else type(words).__name__,
+                                 allowed="True, or a fit of the same values")  # fmt: skip
+        return KeptFit.of(words)
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -299,8 +303,9 @@ class GeometryState(t.HasTraits):
         """A slice of the resamples that were asked for."""
         if self._running is None:
             return False
-        end, told = perf_counter() + SLICE, self.progress
+        end = perf_counter() + SLICE
         try:
+            told = next(self._running)
             while perf_counter() < end:
                 told = next(self._running)
         except StopIteration:

@@ -80,6 +80,7 @@ class ProbingState(t.HasTraits):
         examples = probes.examples
         self._texts = {str(value): own for value, own in examples.groupby("value", sort=False)}
         self._positive = {value: own["positive"].to_numpy() for value, own in self._texts.items()}
+        self.n = {value: len(own) for value, own in self._texts.items()}  # texts of each value
         self._grids: dict[tuple[str, float | None], dict[tuple[str, int], Held]] = {}
         self._correlations: dict[tuple[str, float | None], float] = {}
         self._given = self._key_of(probes.method, float(probes.provenance.get("C", 1.0)))
@@ -217,17 +218,19 @@ class ProbingState(t.HasTraits):
     @property
     def accuracy(self) -> xr.DataArray:
         """Share of held-out texts on the right side of 0 (value, layer); NaN where no probe is there yet."""
-        grid = self._grid
-        table = [[grid[value, layer].accuracy if (value, layer) in grid else math.nan for layer in self.layers]
-                 for value in self.values]  # fmt: skip
-        return labelled("accuracy", np.array(table), self.values, self.layers)
+        return labelled("accuracy", self._rates, self.values, self.layers)
 
     @property
     def bounds(self) -> xr.DataArray:
         """95 % interval of `accuracy` (value, layer, bound)."""
-        n = np.array([len(self._positive[value]) for value in self.values])[:, None]
-        ends = np.stack(wilson(self.accuracy.values, n / self._worth), -1)
-        return labelled("intervals", ends, self.values, self.layers)
+        n = np.array([self.n[value] for value in self.values])[:, None]
+        return labelled("intervals", np.stack(wilson(self._rates, n / self._worth), -1), self.values, self.layers)
+
+    @property
+    def _rates(self) -> np.ndarray:
+        grid = self._grid
+        return np.array([[grid[value, layer].accuracy if (value, layer) in grid else math.nan for layer in self.layers]
+                         for value in self.values])  # fmt: skip
 
     def one(self) -> OneProbe:
         """The probe that is looked at; fitted now where it is not there yet."""

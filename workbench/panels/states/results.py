@@ -91,6 +91,7 @@ class ResultsState(t.HasTraits):
         self._gate = _float(answers.table["open"]) if "open" in answers.table else np.full(len(answers), np.nan)
         self._two, self._spread = _spread(self.own)
         self._masks: dict[str, tuple[Any, np.ndarray]] = {}
+        self._sought = "", np.zeros(len(answers), bool), np.zeros(len(answers), bool)  # text, rows searched, and found
         super().__init__(matches=rows, **filters)
         self.observe(lambda _: self._filter(), FILTERS)
         self._filter()
@@ -129,8 +130,8 @@ class ResultsState(t.HasTraits):
 
     def _filter(self) -> None:
         through = np.ones(len(self.answers), bool)
-        for name in self.filters:
-            through &= self._mask(name)
+        for name in self.filters:  # text is the last: only what the others let through is searched
+            through &= self._with_text(through) if name == "text" else self._mask(name)
         matches, row = np.flatnonzero(through), self.row
         if np.array_equal(matches, self.matches):
             return
@@ -158,20 +159,22 @@ class ResultsState(t.HasTraits):
         if name in ("fluent", "gate"):
             said = answers.fluent if name == "fluent" else self._gate
             return {"yes": said >= 0.5, "no": said < 0.5, "missing": np.isnan(said)}[setting]
-        if name == "judges":
-            if setting in (AGREE, DISAGREE):
-                return self._two & ((self._spread > CLOSE) == (setting == DISAGREE))
-            one, two = (self.own[:, list(self.said).index(judge)] for judge in setting)
-            return np.abs(one - two) > CLOSE  # NaN is not
-        return self._search(setting.casefold())
+        if setting in (AGREE, DISAGREE):
+            return self._two & ((self._spread > CLOSE) == (setting == DISAGREE))
+        one, two = (self.own[:, list(self.said).index(judge)] for judge in setting)
+        return np.abs(one - two) > CLOSE  # NaN is not
 
-    def _search(self, wanted: str) -> np.ndarray:
-        """Rows with the text in question or answer; while typing goes on, only where the beginning was found."""
-        before, found = self._masks.get("text", ("", np.ones(len(self.answers), bool)))
-        rows = np.flatnonzero(found).tolist() if before.casefold() in wanted else range(len(self.answers))
-        texts, out = self._texts, np.zeros(len(self.answers), bool)
-        out[rows] = [wanted in texts[row] for row in rows]
-        return out | np.array([wanted in question for question in self._questions])[self.answers.question]
+    def _with_text(self, among: np.ndarray) -> np.ndarray:
+        """Which of these rows have the text; what lacked its beginning while it was typed is not searched again."""
+        wanted, (before, searched, found) = self.text.casefold(), self._sought
+        if wanted != before:
+            searched = searched & ~found if before in wanted else np.zeros_like(searched)
+            found = np.zeros_like(found)
+        rows, texts = np.flatnonzero(among & ~searched), self._texts
+        asked = np.array([wanted in question for question in self._questions])[self.answers.question[rows]]
+        found[rows] = asked | np.array([wanted in texts[row] for row in rows.tolist()], bool)
+        self._sought = wanted, searched | among, found
+        return found
 
     # -- what matches --------------------------------------------------------------------------------------------------
 
