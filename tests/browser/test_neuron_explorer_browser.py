@@ -74,9 +74,8 @@ def test_a_neuron_is_clicked(page, panel, screens):
     page.mouse.click(*mark(page, 3))
     panel.locator(".wb-card h4", has_text=re.compile(f"^(?!{first}$)Layer \\d+, neuron \\d+$")).wait_for()
     picked = title(panel)
-    assert panel.get_by_label("neuron", exact=True).evaluate("box => box.selectedOptions[0].textContent").startswith(
-        picked.lower()
-    )
+    chosen = panel.get_by_label("neuron", exact=True).evaluate("box => box.selectedOptions[0].textContent")
+    assert chosen.replace("\xa0", " ").startswith(f"{picked.lower()} (contrast s ")
     panel.locator(f".wb-plot[aria-label^='{picked}: which values move it']").wait_for()
     panel.get_by_text(f"{picked}: its activation a at the last token").wait_for()
     assert "Direct effect on tokens" in panel.inner_text()

@@ -7,7 +7,7 @@ import xarray as xr
 from .draft import Draft
 from .style import ABOVE, FAINT, HOVER, INK, MARK, MEAN, METHODS, SEQUENTIAL, escape, finish, in_circle, readable, tint
 
-CROWDED = 16  # layers from which numbers in the cells would touch
+CROWDED = 16  # layers from which numbers in the cells would touch: a colour bar says instead
 
 
 def probe_grid(
@@ -36,7 +36,7 @@ def probe_grid(
     look = dict(y=names, coloraxis="coloraxis", xgap=2, ygap=2, hovertemplate=HOVER, textfont=dict(size=12, color=INK))
     fig.add_heatmap(
         z=np.vstack([rates, means]), x=[str(at) for at in layers], row=1, col=1, **look,
-        texttemplate="%{z:.2f}" if len(layers) < CROWDED else None,
+        texttemplate=None if len(layers) >= CROWDED else "%{z:.2f}",
         hovertext=[*hovers, [f"layer {at}: mean of {len(values)} values" + ("" if np.isnan(mean) else f" {mean:.3f}")
                              for at, mean in zip(layers, means, strict=True)]],
     )  # fmt: skip
@@ -45,7 +45,7 @@ def probe_grid(
         hovertext=[[f"<b>{escape(v)}</b>, words alone (TF-IDF), same folds<br>accuracy {rate:.3f}"]
                    for v, rate in zip(values, words, strict=True)] + [[f"mean {words.mean():.3f}"]],
     )  # fmt: skip
-    i, j = values.index(value), layers.index(layer)
+    i, j, crowded = values.index(value), layers.index(layer), len(layers) >= CROWDED
     fig.add_shape(type="rect", x0=j - 0.5, x1=j + 0.5, y0=i - 0.5, y1=i + 0.5, line=dict(color=MARK, width=3))
     fig.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     fig.update_xaxes(showgrid=False, ticks="", type="category")
@@ -55,8 +55,8 @@ def probe_grid(
         "Accuracy of every probe",
         f"{escape(how, 200)} Out of fold; chance is .5, whatever is below has its colour. Words: TF-IDF.",
         height=150 + 29 * len(names),
-        width=430,  # of the subtitle's lines only
-        coloraxis=dict(colorscale=SEQUENTIAL, cmin=0.5, cmax=1, showscale=False),
+        width=900 if crowded else 430,  # of the subtitle's lines only
+        coloraxis=dict(colorscale=SEQUENTIAL, cmin=0.5, cmax=1, showscale=crowded, colorbar_title_text="accuracy"),
     ).update_layout(width=None)
 
 

@@ -15,7 +15,6 @@ from ..evaluation.results import Evaluation
 from ..figures.rises import leakage_row, rise_profile
 from ..values import VALUES
 from .answers import MEANING, STYLE, boxed, score
-from .keys import Keys
 from .panel import ROW, Panel
 from .quoting import line, quoted, quoted_line
 from .states.leaking import PAGE, RESAMPLES, LeakageState, Part
@@ -67,7 +66,7 @@ class LeakageMap(Panel):
         self.back = self._button("Previous", "angle-left", -1)
         self.on = self._button("Next", "angle-right", 1)
         self.lay_out(
-            Keys(), w.HTML(STYLE), w.HBox(list(self.controls.values()), layout=ROW), self.status,
+            w.HTML(STYLE), w.HBox(list(self.controls.values()), layout=ROW), self.status,
             w.HBox([self.profile, self.matrix], layout=w.Layout(flex_flow="row wrap", width="100%")),
             self.ratios, self.behind, w.HBox([self.back, self.on, self.place], layout=ROW), self.samples,
         )  # fmt: skip

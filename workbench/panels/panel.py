@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 import traitlets as t
 
 from ..errors import WorkbenchError
+from .keys import Keys
 from .plot import Plot
 
 PAUSE = 0.2  # seconds without a change before slow work follows it
@@ -53,7 +54,7 @@ class Panel(w.VBox):
     def lay_out(self, *parts: w.Widget) -> None:
         """Show these from top to bottom, problems at the end."""
         title = w.HTML(f'{STYLE}<h3 class="wb-heading">{html.escape(self.label)}</h3>')
-        self.children = (title, *parts, self.problem)
+        self.children = (Keys(), title, *parts, self.problem)
 
     def plot(self, draw: Callable[[], go.Figure], after: str | Iterable[str] = (), clicked: Any = None) -> Plot:
         """A figure that follows these traits of the state, and the page's light or dark.

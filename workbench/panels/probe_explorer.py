@@ -20,6 +20,7 @@ from .panel import PAUSE, ROW, Panel
 from .states.probing import OneProbe, ProbingState
 
 SHOWN = 40  # misjudged texts that are listed
+REST = 0.5  # seconds without a change before all other probes are fitted anew
 BEAT = 0.6  # seconds between two pictures of a grid that is being filled
 
 
@@ -110,7 +111,7 @@ class ProbeExplorer(Panel):
         """The settings of the fit changed: the probe looked at first, the rest once they rest."""
         self.reading.redraw()
         self._tell()
-        self.soon(self._fill, PAUSE)
+        self.soon(self._fill, REST)
 
     def _fill(self) -> None:
         self.grid.redraw()

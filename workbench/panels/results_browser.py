@@ -14,7 +14,6 @@ import pandas as pd
 from ..evaluation.results import Evaluation
 from ..values import VALUES
 from .answers import MEANING, STYLE, boxed, score, verdict
-from .keys import Keys
 from .panel import ROW, Panel
 from .quoting import line, quoted, quoted_line
 from .states.results import AGREE, DISAGREE, PAGE, Rate, ResultsState
@@ -83,7 +82,7 @@ class ResultsBrowser(Panel):
         rows = w.HBox([self.pick, self.page])
         rows.add_class("wb-browse")
         self.lay_out(
-            Keys(), w.HTML(STYLE + about(state)),
+            w.HTML(STYLE + about(state)),
             w.HBox([control for name, control in self.controls.items() if name != "text"], layout=ROW),
             w.HBox([self.controls["text"], self.everything, self.save, self.written], layout=ROW),
             self.summary, rows, w.HBox([*self.steps, self.place], layout=ROW), self.detail,

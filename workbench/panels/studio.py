@@ -26,6 +26,7 @@ from ..steering.intervention import ranges
 from ..values import VALUES
 from .dial import Dial
 from .panel import PAUSE, ROW, Panel
+from .quoting import quoted
 from .states.doses import METHODS
 from .states.steering import SETTINGS, SteeringState
 
@@ -315,7 +316,7 @@ def words(state: SteeringState) -> str:
     for row in state.words.itertuples():
         bars = "".join(f'<span class="wb-bar wb-bar-{side}" style="width:{100 * p:.1f}%"></span>'
                        for side, p in (("base", row.base), ("steered", row.steered)))  # fmt: skip
-        token = html.escape(str(row.token)).replace("\n", "⏎").strip() or "␣"
+        token = quoted(str(row.token).replace("\n", "⏎").strip() or "␣", 40)
         rows.append(f"<tr><td><code>{token}</code></td><td>{row.base:.3f}</td><td>{row.steered:.3f}</td>"
                     f'<td class="wb-bars">{bars}</td></tr>')  # fmt: skip
     head = "<tr><th>next token</th><th>base</th><th>steered</th><th></th></tr>"
@@ -336,10 +337,10 @@ def answers(state: SteeringState) -> str:
     ]
     for (title, colour), answer in zip(titles, state.answers, strict=True):
         read = f'<div class="wb-small">{verdict(state, answer)}</div>' if complete else ""
-        said = f'<div class="wb-said" dir="auto">{html.escape(answer.strip())}</div>'
+        said = f'<div class="wb-said" dir="auto">{quoted(answer.strip())}</div>'
         cards.append(f'<div class="wb-card" style="border-top: 3px solid {colour}"><h4>{title}</h4>{said}{read}</div>')
     same = " All answers are the same." if complete and len({*state.answers}) == 1 else ""
-    note = f" {html.escape(state.note)}" if state.note else ""
+    note = f" {quoted(state.note)}" if state.note else ""
     foot = f'<div class="wb-small">{how}, the same for all.{same}{note}</div>'
     return f'<div class="wb-two">{"".join(cards)}</div>{foot}'
 
