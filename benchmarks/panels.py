@@ -97,8 +97,8 @@ class Bench:
 
     def quiet(self, still: float = 0.7) -> None:
         """Until nothing in the panel changed for so long."""
-        self.page.wait_for_function(
-            "still => performance.now() - (window.__seen.changes.at(-1)?.[1] ?? 0) > still", arg=1000 * still)  # fmt: skip
+        since = "still => performance.now() - (window.__seen.changes.at(-1)?.[1] ?? 0) > still"
+        self.page.wait_for_function(since, arg=1000 * still)
 
     def latency(self, moves: list[Any], kinds: tuple[str, ...] = ("plot",)) -> dict[str, float]:
         """Milliseconds from each of the moves (functions that make one) to the last picture that it changed."""

@@ -203,7 +203,8 @@ class Channel:
             if self.v1:
                 assert isinstance(told, bytes)
                 _, parts = deserialize_msg_from_ws_v1(told)
-                message = dict(zip(("header", "parent_header", "metadata", "content"), map(json.loads, parts[:4])))
+                names = ("header", "parent_header", "metadata", "content")
+                message = dict(zip(names, map(json.loads, parts[:4]), strict=True))
             else:
                 message = json.loads(told if isinstance(told, str) else told[told.index(b"{") :].decode())
             seen.append(message)
@@ -330,12 +331,13 @@ def test_whoever_does_not_wait_for_the_page_takes_no_place(serve):
     eventually(lambda: len(served.kernels()) == 1, "the kernel of the one who left lives on")
 
 
-def test_a_stopped_server_leaves_no_kernel(serve):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_server_leaves_no_kernel(serve, how, interruptible):
     served = serve(LIGHT, options="--StudioServer.visitors=3")
     Visitor(served)
     eventually(lambda: len(served.kernels()) == 2, "no spare kernel")
     pids = served.kernels()
-    served.process.send_signal(signal.SIGTERM)
+    served.process.send_signal(how)
     assert served.process.wait(60) == 0
     eventually(lambda: not any(map(psutil.pid_exists, pids)), "a kernel outlived the server")
     assert "Traceback" not in served.log.read_text()
@@ -453,7 +455,8 @@ def test_a_hostile_prompt_harms_neither_kernel_nor_server(server, prompt, v1):
             update = {"method": "update", "state": {"value": text}, "buffer_paths": []}
             channel.send("comm_msg", {"comm_id": comm, "data": update})
         if "surrogates" not in text:  # with those alone nothing happens: no message can carry them back
-            channel.until(lambda told, n=len(text): f"{n} characters" in json.dumps(told["content"]))
+            said = f"{len(text)} characters"
+            channel.until(lambda told, said=said: said in json.dumps(told["content"]))
     channel.close()
     assert visitor.get(f"/api/kernels/{visitor.kernel}")[0] == 200
     visitor.leave()
@@ -581,8 +584,12 @@ def called(monkeypatch, tmp_path):
 
     calls: list[Any] = []
     monkeypatch.setattr(prepared, "is_prepared", lambda name: True)
-    monkeypatch.setattr(module, "serve",
-                        lambda path, options: calls.append((nbformat.read(path, as_version=4), options)) or 0)  # fmt: skip
+
+    def serve(path: Path, options: list[str]) -> int:
+        calls.append((nbformat.read(path, as_version=4), options))
+        return 0
+
+    monkeypatch.setattr(module, "serve", serve)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -642,5 +649,3 @@ def test_without_voila_it_is_one_sentence(monkeypatch):
 def test_a_model_that_is_none_is_told_by_the_command(tmp_path):
     result = CliRunner().invoke(cli.app, ["app", "--prepare", "--model", str(tmp_path)])
     assert result.exit_code == 1 and "no config.json in its folder" in result.output
-
-

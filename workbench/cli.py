@@ -1,4 +1,5 @@
-"""The command line: `workbench lab | tour | test | app | bench | pictures | evaluate | data | cache | embedded | clean`.
+"""The command line: `workbench lab | tour | test | app | bench | pictures | evaluate | data | cache | embedded |
+clean`.
 
 Thin: each command finds its files, calls what does the work, and says what it did. Imports lie inside the
 commands, so that `workbench --help` answers at once. A WorkbenchError ends a command with its message.

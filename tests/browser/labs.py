@@ -21,7 +21,9 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-WAIT = float(os.environ.get("WORKBENCH_WAIT", 600))  # seconds; a bound for machines that do other work beside, never a pace: who waits goes on when it sees
+WAIT = float(os.environ.get("WORKBENCH_WAIT", 600))
+"""Seconds; a bound for machines that do other work beside, never a pace: who waits goes on when it sees."""
+
 
 # Galata is JupyterLab's own test configuration, without token; it takes a fixed port, so ours comes after it.
 SERVER = """

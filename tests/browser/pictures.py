@@ -41,7 +41,8 @@ def take(folder: Path = NOTEBOOKS / "pictures") -> list[Path]:
                 panel = panels.nth(n)
                 panel.scroll_into_view_if_needed()
                 page.wait_for_timeout(1500)  # a theme is drawn anew, figure by figure
-                panel.evaluate(f"async panel => {{ while (!({DRAWN})(panel)) await new Promise(requestAnimationFrame) }}")
+                drawn = f"async panel => {{ while (!({DRAWN})(panel)) await new Promise(requestAnimationFrame) }}"
+                panel.evaluate(drawn)
                 name = panel.locator(".wb-heading").first.inner_text().lower().replace(" ", "-")
                 path = folder / f"{name}-{theme}.png"
                 panel.screenshot(path=path)

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.browser
 # Contrast of texts and controls with what is behind them, after WCAG 2; those below 4.5 are answered.
 FAINT = """() => {
   const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
-    .reduce((sum, c, k) => sum + c * [.2126, .7152, .0722][k], 0);
-  const over = (front, back) => { const a = front[3] ?? 1; return [0, 1, 2].map(k => a * front[k] + (1 - a) * back[k]); };
+  const linear = (c) => c / 255 <= .03928 ? c / 255 / 12.92 : ((c / 255 + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+  const over = (front, back, a = front[3] ?? 1) => [0, 1, 2].map(k => a * front[k] + (1 - a) * back[k]);
   const ground = (node) => {
     if (!node) return [255, 255, 255];
     const own = parse(getComputedStyle(node).backgroundColor);

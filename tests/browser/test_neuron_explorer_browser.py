@@ -78,7 +78,7 @@ def test_a_neuron_is_clicked(page, panel, screens):
     assert chosen.replace("\xa0", " ").startswith(f"{picked.lower()} (contrast s ")
     panel.locator(f".wb-plot[aria-label^='{picked}: which values move it']").wait_for()
     panel.get_by_text(f"{picked}: its activation a at the last token").wait_for()
-    assert "Direct effect on tokens" in panel.inner_text()
+    panel.get_by_text("Direct effect on tokens").wait_for()
     page.locator(".wb-panel").nth(1).locator(".wb-card h4", has_text=picked).wait_for()  # the other view
     for theme in ("dark", "light"):
         wear(page, theme)

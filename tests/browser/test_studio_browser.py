@@ -157,7 +157,8 @@ def test_what_goes_wrong_is_shown_and_hostile_text_is_harmless(page, studio):
     prompt = studio.get_by_label("prompt", exact=True)
     kept = prompt.input_value()
     title = page.title()
-    prompt.fill("<img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script> \u202e\u0007" * 120)
+    markup = "<img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script> \u202e\u0007"
+    prompt.fill(markup * 120)
     studio.get_by_text("too long by").first.wait_for()
     alert.get_by_text("of 128 tokens").wait_for()
     prompt.fill("<img src=x onerror=\"document.title='caught'\">?")

@@ -4,4 +4,6 @@
     visits.py    kernels and their pages, at most as many as there are places
     server.py    Voila with what it lacks for a lecture hall: places, a page that asks no other host, no way to run code
     page/        that page: template, style, script
+
+The notebook is `notebooks/app.ipynb`; `workbench app` brings all of it together.
 """

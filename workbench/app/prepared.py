@@ -47,6 +47,13 @@ class Prepared:
     notes: tuple[str, ...]
     folder: Path
 
+    @property
+    def layers(self) -> list[int] | None:
+        """Where the studio steers: in the middle of the embedded models, where the next tokens still look; None for
+        others leaves it to ConVA's rule.
+        """
+        return [self.model.n_layers // 2 - 1] if self.model.world else None
+
     def __repr__(self) -> str:
         gate = "a gate" if self.gate is not None else "no gate"
         return (f"Prepared({self.model.name}: probes of {len(self.probes.values)} values at {len(self.probes.layers)} "
@@ -186,7 +193,7 @@ def _fit(model: "Model", tables: "list[DataFrame]", home: Path, files: list[list
     say(f"Activations of {len(pairs):,} pairs of texts ...")
     acts = PairActivations.capture(model, pairs)
     say(f"Probes of {len(acts.values)} values at {len(acts.layers)} layers ...")
-    probes = acts.fit()
+    probes = acts.fit(C=1e-5 if model.world else 1.0)  # at 1 the embedded models' P is 0 or 1 and nothing between
     probes.save(home / "probes")
     acts.fit("mean_difference").save(home / "differences")
     say("The gate ...")

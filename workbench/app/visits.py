@@ -111,6 +111,7 @@ class Kernels(AsyncMappingKernelManager):
         self.visits: set[Visit] = set()
         self.spare: list[Visit] = []
         self.sockets: dict[str, set[Any]] = {}
+        self._ending: set[str] = set()
         self._failed = False  # the last page: then none is rendered without a visitor
         self.rendered: Callable[[Visit], Any] = lambda visit: None  # is told of every page that is complete
         self._sweeper = PeriodicCallback(self.sweep, 1000 * SWEEP)
@@ -134,7 +135,7 @@ class Kernels(AsyncMappingKernelManager):
 
     def fill(self) -> None:
         """Start spare kernels where there is room for them."""
-        while not self._failed and len(self.spare) < min(self.ahead, self.places - len(self.visits)):
+        while not self._failed and len(self.spare) < min(self.ahead, (self.places or 1) - len(self.visits)):
             self.spare.append(self._heat())
 
     async def leave(self, visit: Visit, why: str) -> None:
@@ -145,6 +146,7 @@ class Kernels(AsyncMappingKernelManager):
         self._forget(visit)
         if visit.kernel_id in self:
             await self.shutdown_kernel(visit.kernel_id, now=True)
+        self.fill()
 
     async def sweep(self) -> None:
         """End what nobody needs any more."""
@@ -234,7 +236,7 @@ class Kernels(AsyncMappingKernelManager):
         )
 
     def _environment(self) -> dict[str, str]:
-        threads = str(max(1, (os.cpu_count() or 1) // max(1, self.places)))
+        threads = str(max(1, (os.cpu_count() or 1) // (self.places or 2)))
         kept = {name: setting for name, setting in os.environ.items() if name not in SECRET}
         return {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **kept}
 
@@ -243,7 +245,13 @@ class Kernels(AsyncMappingKernelManager):
         for visit in [*self.visits, *self.spare]:
             if visit.kernel_id == kernel_id:
                 self._forget(visit)
-        await super().shutdown_kernel(kernel_id, now=True, restart=restart)
+        if kernel_id in self._ending:  # a browser asks twice
+            return
+        self._ending.add(kernel_id)
+        try:
+            await super().shutdown_kernel(kernel_id, now=True, restart=restart)
+        finally:
+            self._ending.discard(kernel_id)
         for socket in self.sockets.pop(kernel_id, ()):
             socket.close(1000, "the visit is over")  # the page then asks for the kernel, and says so
         self.fill()

@@ -86,7 +86,8 @@ def steering_strip(
     return finish(
         fig,
         f"Steering token by token: {f'row {row}' if name is None else escape(name, 60)}",
-        f"From the last prompt token on; {told}{' (filled: open)' * bool(asked)}. Empty: nothing added there. Colour: length of the edit"
+        f"From the last prompt token on; {told}{' (filled: open)' * bool(asked)}. Empty: nothing added there. "
+        "Colour: length of the edit"
         + (" over that of the residual." if what == "share" else ", in units of the residual stream."),
         height=230 + 26 * (len(layers) + bool(asked)) + 130 * len(panels),
         above=18,

@@ -1,4 +1,4 @@
-"""Panels: widgets for notebooks, each made by one call. What a panel holds and computes is free of widgets (`states`)."""
+"""Panels: widgets for notebooks, each made by one call. What they hold and compute is free of widgets (`states`)."""
 
 from .annotate import Annotate, annotate
 from .dial import Dial

@@ -196,7 +196,7 @@ class Studio(Panel):
         finally:
             state, profiles = self.state, [[], []]
             if state.before is not None and state.after is not None and {*state.probes.values} == {*VALUES}:
-                at = max(state.layers)
+                at = max(state.at)
                 profiles = [p.sel(layer=at, value=list(VALUES)).values.tolist() for p in (state.before, state.after)]
             with self.dial.hold_sync():
                 self.dial.before, self.dial.after = profiles
@@ -242,7 +242,7 @@ class Studio(Panel):
             names = {"value": state.probes.values, "layer": state.probes.layers}
             before = after = xr.DataArray(np.full([*map(len, names.values())], np.nan), names, [*names])
         target = np.nan if state.target is None else state.target
-        return figures.steering_reading(before, after, value, target, state.layers)
+        return figures.steering_reading(before, after, value, target, state.at or state.layers)
 
     def _strip(self) -> go.Figure:
         state = self.state
@@ -297,7 +297,7 @@ def decision(state: SteeringState) -> str:
         gate = f"Gate: score {state.score:.4g} {'&gt;' if state.open else '≤'} {state.threshold:.4g}"
     opened = "<b>open</b>, this prompt is steered" if state.open else "<b>closed</b>, this prompt is left alone"
     opened = "<b>off</b>, nothing is steered" if state.strength == 0 else opened
-    layer, told = max(state.layers), []
+    layer, told = max(state.at), []
     shares = state._means.shares(state.angle)
     if len(shares) > 1 and not np.isnan(state.aimed[1]):
         told.append(f"P of the <b>blend</b> {state.aimed[0]:.3f} before, <b>{state.aimed[1]:.3f}</b> after")

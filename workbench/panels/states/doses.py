@@ -58,14 +58,15 @@ class Method:
         """Strengths worth a ring on the dial, and what they are called."""
         if self.aims:
             return [(self.strength_of(p), f"P {p:g}".replace("0.", ".")) for p in (0.1, 0.5, 0.9, 0.99)]
-        return [(s, f"{s:g}".replace("0.", ".")) for s in (0.25, 0.5, 0.75)] if self.layered else []
+        return [(s, f"{s:g}".replace("0.", ".")) for s in (0.25, 0.5, 0.75)] if self.scopes else []
 
 
 METHODS: dict[str, Method] = {
     "ConVA": Method("the smallest push along the probe that reaches the target"),
     "CAA": Method("the mean difference added, times the strength", ("all", "generated"), blends=False, aims=False),
     "SCAV": Method("ConVA's push anew at each token, at every layer with a probe", ("token",), layered=False),
-    "NeVA": Method("the value's own neurons alone (our definition)", ("token", "all", "generated"), blends=False),
+    "NeVA": Method("the value's own neurons alone (our definition), at every layer that has some",
+                   ("token", "all", "generated"), blends=False, layered=False),
     "ICA": Method("no push: the prompt asks for a high level of the value", (), False, False, False),
     "random": Method("control: a random direction, pushed as far as ConVA would"),
 }  # fmt: skip
@@ -141,7 +142,7 @@ class Steerings:
         elif method.aims:
             dose = f"P ≥ {method.target(strength):.3g}"
         else:
-            dose = f"{strength:.2f} × the mean difference" if method.layered else "asked for"
+            dose = f"{strength:.2f} × the mean difference" if method.scopes else "asked for"
         return f"{own['method']}, {aim}, {dose}"
 
     def make(self, own: Mapping[str, Any], threshold: float | None) -> Intervention | None:
@@ -182,14 +183,8 @@ class Steerings:
 
     def _neva(self, own: Mapping[str, Any], gate: Gate | None) -> Intervention:
         value = self.name(own["angle"])
-        neurons = self._neurons_of(value)
-        held = [layer for layer in neurons.indices if layer in own["layers"]]
-        if not held:
-            raise WorkbenchError(f"NeVA of {value} at layers {', '.join(map(str, own['layers']))} was asked for.",
-                                 found=f"its neurons lie in {', '.join(map(str, neurons.indices))}",
-                                 do="Set layers to those.")  # fmt: skip
         target = METHODS["NeVA"].target(own["strength"]) or 0.0
-        return NeVA(self.probes, value, neurons, target, layers=held, gate=gate, scope=own["scope"])
+        return NeVA(self.probes, value, self._neurons_of(value), target, gate=gate, scope=own["scope"])
 
     def _neurons_of(self, value: str) -> Neurons:
         if self._neurons is not None and value in self._neurons:

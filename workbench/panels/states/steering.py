@@ -56,7 +56,7 @@ class SteeringState(t.HasTraits):
     layers, gated (whether the gate decides).
 
     Found at once: tokens of the rendered prompt. By `look`, of the active steering: score (of the gate, None without)
-    and open; aimed, P of what the method aims at (a blend has a P of its own) at its last layer, before and after, NaN
+    and open; at, the layers that are steered; aimed, P of what the method aims at (a blend has a P of its own) at its last layer, before and after, NaN
     for methods without; before and after, P (value, layer) at the last prompt token, None where the prompt cannot be
     read; words, the likeliest next tokens (token, p of the base, p steered). By `speak`: answers, the base's and each
     steering's so far; traces, of each steering; profiles, P (answer, value) of the answers once they are complete;
@@ -81,6 +81,7 @@ class SteeringState(t.HasTraits):
     tokens = t.Int(0)
     score = t.Float(None, allow_none=True)
     open = t.Bool(True)
+    at: Any = t.Tuple()
     aimed: Any = t.Tuple((math.nan, math.nan))
     before: Any = t.Instance(xr.DataArray, allow_none=True)
     after: Any = t.Instance(xr.DataArray, allow_none=True)
@@ -106,7 +107,8 @@ class SteeringState(t.HasTraits):
         defaults: dict[str, Any] = {"layers": self._means.default_layers() if layers is None else tuple(layers)}
         if model.world:
             questions = load_questions("embedded")
-            defaults |= {"prompt": str(questions["question"].iloc[0]), "temperature": 1.0}
+            # At .78 the embedded models still speak well (README); at .95 mostly not.
+            defaults |= {"prompt": str(questions["question"].iloc[0]), "temperature": 1.0, "strength": 0.53}
         if self.has_threshold:
             least, most = self._means.scale
             defaults["threshold"] = min(max(self._means.threshold, least), most)
@@ -309,6 +311,7 @@ class SteeringState(t.HasTraits):
             _, self.before, base = self._read
             steer, self.score, self.open, self.aimed = self.steer(), None, True, (math.nan, math.nan)
             self.after, spoken = self.before, base
+            self.at = tuple((steer and steer.layers) or self.layers)
             if steer is not None and steer.layers:
                 with steer.on(self.model, trace=True, questions=[self.prompt]) as run:
                     self.after, spoken = self._look_at(self.prompt)
