@@ -1,7 +1,7 @@
 """How soon panels answer: from a hand's move to the redrawn picture, in a real browser.
 
-A JupyterLab and a Chromium of its own on this machine; the times are the browser's, from the key or pointer event to the
-frame after the last change of the picture, kernel, message, JSON and drawing included. Cached: the layer, value or
+A JupyterLab and a Chromium of its own on this machine; the times are the browser's, from the key or pointer event to
+the frame after the last change of the picture, kernel, message, JSON and drawing included. Cached: the layer, value or
 threshold moved without any forward pass. `gap` is the longest time for which the kernel's event loop was kept from
 anything else meanwhile, another cell for one.
 

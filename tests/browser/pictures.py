@@ -11,7 +11,7 @@ import nbformat
 from labs import browsing, chromium, errors, run_all, serving, wear
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-WIDE = {"viewport": {"width": 1560, "height": 1400}}
+WIDE = {"viewport": {"width": 1560, "height": 2800}}
 DRAWN = """panel => [...panel.querySelectorAll('.wb-plot')].every(
     plot => plot.offsetParent === null || plot.dataset.turn !== undefined)"""
 

@@ -119,6 +119,19 @@ def finish(fig: Draft | go.Figure, title: str, subtitle: str, height: int, above
     return fig.figure() if isinstance(fig, Draft) else fig
 
 
+def narrow(fig: go.Figure, width: int) -> go.Figure:
+    """The figure for a place so many pixels wide: its title and subtitle wrapped to it, its height grown with them."""
+    heading: Any = fig.layout.title
+    told = textwrap.wrap(heading.text or "", max(20, width // 10))
+    beside = textwrap.wrap((heading.subtitle.text or "").replace("<br>", " "), max(30, width // 7))
+    before = (heading.text or "").count("<br>") + (heading.subtitle.text or "").count("<br>") + 2
+    more = 20 * max(0, len(told) + len(beside) - before)
+    margin: Any = fig.layout.margin
+    return fig.update_layout(
+        title=dict(text="<br>".join(told), subtitle_text="<br>".join(beside)), height=fig.layout.height + more,
+        margin_t=(margin.t or 60) + more)  # fmt: skip
+
+
 def interval(low: float, high: float) -> str:
     """An interval as hovers say it; nothing for NaN."""
     return "" if math.isnan(low) else f"<br>95 % interval {low:.3f} to {high:.3f}"

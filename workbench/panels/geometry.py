@@ -10,6 +10,7 @@ import ipywidgets as w
 import plotly.graph_objects as go
 
 from .. import figures
+from ..figures.style import narrow
 from ..geometry.labellings import TITLES
 from .panel import ROW
 from .pieces import Part, PiecePanel
@@ -19,6 +20,7 @@ from .states.geometry import SETTINGS, GeometryState
 ORDERS = {"schwartz": "Schwartz's", "swapped": "last two swapped"}
 LAYOUTS = {"equal": "equal steps", "wedges": "nine wedges"}
 TIMES = 1000  # how often pairs are resampled
+BESIDE = 420  # pixels, about what is left beside the circle
 SHOWN = 5  # opposed values that are listed
 
 
@@ -142,7 +144,7 @@ class Geometry(PiecePanel):
     def _null(self) -> go.Figure:
         if not self.state.ready:
             return figures.nothing("Under every relabelling of the values", "not found yet")
-        return figures.permutation_null(self._fit, statistic=self.state.statistic)
+        return narrow(figures.permutation_null(self._fit, statistic=self.state.statistic), BESIDE)
 
     def _tell(self) -> None:
         state = self.state

@@ -4,12 +4,13 @@ r"""ScaleNeurons: switch neurons off, damp or amplify them, and see. The plaines
 
     a_i <- f a_i        for i in S, which adds (f - 1) a_S W_out,S to what the MLP writes
 
-f = 0 ablates them (zero ablation), f = 1 leaves the base model bit for bit, above 1 amplifies, below 0 turns them round.
+f = 0 ablates them (zero ablation), f = 1 leaves the base model bit for bit, above 1 amplifies, below 0 turns them
+round.
 
-**Parameters.** `factor`: f. `neurons`: any `Neurons` of the model, `random_neurons` as the control. `layers`: None takes
-all that have chosen neurons. `gate`: None steers everyone. `scope`: "all" scales at every token, prompt and answer;
-"token" from the last prompt token on; both scale each token's own activation. `window`: only these answer tokens, with
-scope "token".
+**Parameters.** `factor`: f. `neurons`: any `Neurons` of the model, `random_neurons` as the control. `layers`: None
+takes all that have chosen neurons. `gate`: None steers everyone. `scope`: "all" scales at every token, prompt and
+answer; "token" from the last prompt token on; both scale each token's own activation. `window`: only these answer
+tokens, with scope "token".
 
 **Coincides** without gate, at scope "all", with the model whose rows W_out,S are multiplied by f; with LAPE's edit at
 scope "token" and f = 0, up to rounding.

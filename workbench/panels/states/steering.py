@@ -56,9 +56,9 @@ class SteeringState(t.HasTraits):
     layers, gated (whether the gate decides).
 
     Found at once: tokens of the rendered prompt. By `look`, of the active steering: score (of the gate, None without)
-    and open; at, the layers that are steered; aimed, P of what the method aims at (a blend has a P of its own) at its last layer, before and after, NaN
-    for methods without; before and after, P (value, layer) at the last prompt token, None where the prompt cannot be
-    read; words, the likeliest next tokens (token, p of the base, p steered). By `speak`: answers, the base's and each
+    and open; at, the layers that are steered; aimed, P of what the method aims at (a blend has a P of its own) at its
+    last layer, before and after, NaN for methods without; before and after, P (value, layer) at the last prompt token,
+    None where the prompt cannot be read; words, the likeliest next tokens (token, p of the base, p steered). By `speak`: answers, the base's and each
     steering's so far; traces, of each steering; profiles, P (answer, value) of the answers once they are complete;
     asked, the settings they belong to; note, what generation warned of.
     """
