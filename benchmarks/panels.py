@@ -20,7 +20,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests" / "browser"))
-from labs import browsing, chromium, errors, notebook_of, run_all, serving  # noqa: E402
+from labs import (  # noqa: E402 # pyright: ignore[reportMissingImports]
+    browsing,
+    chromium,
+    errors,
+    notebook_of,
+    run_all,
+    serving,
+)
 
 RESULTS = HERE / "results" / "panels.json"
 MOVES = 40

@@ -94,8 +94,7 @@ def test_a_neuron_is_clicked(page, panel, screens):
 def test_a_neuron_and_a_value_by_keyboard(page, panel):
     box = panel.get_by_label("neuron", exact=True)
     before = title(panel)
-    box.focus()
-    page.keyboard.press("ArrowDown")
+    box.press("ArrowDown")
     panel.locator(".wb-card h4", has_text=re.compile(f"^(?!{before}$)Layer \\d+, neuron \\d+$")).wait_for()
     panel.get_by_label("value", exact=True).select_option("security")
     panel.locator(".wb-plot[aria-label*='neurons for security']").wait_for()

@@ -138,8 +138,9 @@ class Geometry(PiecePanel):
         state = self.state
         if self._fit is None:
             return figures.nothing("Cosine similarity of the value vectors", "not fitted")
-        return figures.cosine_heatmap(state.vectors(), state.centred, state.references[state.people], state.order,
-                                      layout=state.layout)  # fmt: skip
+        drawn = figures.cosine_heatmap(state.vectors(), state.centred, state.references[state.people], state.order,
+                                       layout=state.layout)  # fmt: skip
+        return drawn.update_traces(textfont_size=10)  # to be read on a wall
 
     def _null(self) -> go.Figure:
         if not self.state.ready:

@@ -94,7 +94,7 @@ class Panel(w.VBox):
             if self._offering:
                 return
             now = show(getattr(state, name))
-            if shown == now or isinstance(control, w.FloatSlider) and abs(shown - now) <= control.step / 2:
+            if shown == now or isinstance(control, w.FloatSlider) and abs(shown - now) <= (control.step or 0) / 2:
                 return  # the browser's echo of what it was told, of a slider rounded to a step
             taking = True
             try:

@@ -150,7 +150,7 @@ class Steerings:
         if own["strength"] == 0:
             return None
         gate: Any = self.gate if own["gated"] else None
-        if gate is not None and threshold is not None:
+        if gate is not None and threshold is not None and threshold != gate.threshold:
             gate = replace(gate, threshold=threshold)
         return _MAKERS[own["method"]](self, own, gate)
 

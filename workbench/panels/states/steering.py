@@ -58,9 +58,10 @@ class SteeringState(t.HasTraits):
     Found at once: tokens of the rendered prompt. By `look`, of the active steering: score (of the gate, None without)
     and open; at, the layers that are steered; aimed, P of what the method aims at (a blend has a P of its own) at its
     last layer, before and after, NaN for methods without; before and after, P (value, layer) at the last prompt token,
-    None where the prompt cannot be read; words, the likeliest next tokens (token, p of the base, p steered). By `speak`: answers, the base's and each
-    steering's so far; traces, of each steering; profiles, P (answer, value) of the answers once they are complete;
-    asked, the settings they belong to; note, what generation warned of.
+    None where the prompt cannot be read; words, the likeliest next tokens (token, p of the base, p steered).
+
+    By `speak`: answers, the base's and each steering's so far; traces, of each steering; profiles, P (answer, value) of
+    the answers once they are complete; asked, the settings they belong to; note, what generation warned of.
     """
 
     prompt = t.Unicode(PROMPT)
@@ -111,7 +112,7 @@ class SteeringState(t.HasTraits):
             defaults |= {"prompt": str(questions["question"].iloc[0]), "temperature": 1.0, "strength": 0.53}
         if self.has_threshold:
             least, most = self._means.scale
-            defaults["threshold"] = min(max(self._means.threshold, least), most)
+            defaults["threshold"] = min(max(self._means.threshold or 0.0, least), most)
         if "angle" in settings and value is not None:
             raise WorkbenchError(f"{value} at {settings['angle']} was asked for.", allowed="a value or an angle")
         if "angle" not in settings:
