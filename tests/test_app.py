@@ -439,18 +439,22 @@ def test_the_page_and_its_files_ask_no_other_host(server):
     visitor.leave()
 
 
+HOSTILE = [
+    "x" * 10_000,
+    "\N{ZERO WIDTH JOINER}" * 10_000,
+    "<script>alert(1)</script></textarea><img src=x onerror=alert(1)>",
+    "\x00\x01\x1b[31m\u202e\x7f",
+    "{{7*7}}{% raw %}",
+    "lone \ud800 and \udc00 surrogates",
+]
+
+
 @pytest.mark.parametrize("v1", [False, True])
-@pytest.mark.parametrize(
-    "prompt",
-    ["x" * 10_000, "<script>alert(1)</script></textarea><img src=x onerror=alert(1)>", "\x00\x01\x1b[31m\u202e\x7f",
-     "lone \ud800 and \udc00 surrogates", "{{7*7}}{% raw %}", "\N{ZERO WIDTH JOINER}" * 10_000],
-    ids=["long", "markup", "controls", "surrogates", "template", "joiners"],
-)  # fmt: skip
-def test_a_hostile_prompt_harms_neither_kernel_nor_server(server, prompt, v1):
+def test_hostile_prompts_harm_neither_kernel_nor_server(server, v1):
     visitor = Visitor(server)
     channel = Channel(visitor, v1)
     comms = channel.answers(channel.send("comm_info_request", {}), "comm_info_reply")[-1]["content"]["comms"]
-    for text in (prompt, "harmless"):
+    for text in [*HOSTILE, "harmless"]:
         for comm in comms:  # one of them is the prompt's
             update = {"method": "update", "state": {"value": text}, "buffer_paths": []}
             channel.send("comm_msg", {"comm_id": comm, "data": update})
@@ -459,7 +463,7 @@ def test_a_hostile_prompt_harms_neither_kernel_nor_server(server, prompt, v1):
             channel.until(lambda told, said=said: said in json.dumps(told["content"]))
     channel.close()
     assert visitor.get(f"/api/kernels/{visitor.kernel}")[0] == 200
-    visitor.leave()
+    assert visitor.leave() == 204
     Visitor(server).leave()
 
 

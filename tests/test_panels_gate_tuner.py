@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from drawn import EVIL, known_gate
+from panelled import HOSTILE, drawn, in_a_loop, inside, until
 from scipy.special import expit, logit
 
 from workbench.errors import WorkbenchError
@@ -25,7 +25,6 @@ from workbench.rates import wilson
 
 WORDS = "house bakery family customs race team forest friend leader novelty".split()
 PROMPTS = [f"Should Mira do {word}?" for word in WORDS], [f"What is {n} and {n}?" for n in range(10)]
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +56,6 @@ def panel(kinds):
     panel = gate_tuner(known_gate(), kinds=kinds)
     assert panel.problem.value == ""
     return panel
-
-
-def inside(panel) -> list[widgets.Widget]:
-    found: list[widgets.Widget] = [panel]
-    for widget in found:
-        found += getattr(widget, "children", ())
-    return found
-
-
-def drawn(plot) -> dict[str, Any]:
-    return json.loads(plot.figure)
 
 
 def plain(widget) -> str:
@@ -478,18 +466,6 @@ def test_an_error_inside_is_shown(panel, monkeypatch):
 
 
 # --- in an event loop, as in a kernel ---
-
-
-def in_a_loop(steps):
-    async def guarded():
-        await asyncio.wait_for(steps, timeout=120)
-
-    asyncio.run(guarded())
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 def test_dragging_draws_the_last_position_and_does_not_move_the_hand(kinds):

@@ -1,6 +1,5 @@
 """The geometry panel without a screen: what it finds piece by piece is what the geometry finds at once."""
 
-import asyncio
 import html
 import json
 import re
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from circles import named, pair_activations, planted
+from panelled import HOSTILE, drawn, in_a_loop, inside, until
 
 from workbench.errors import WorkbenchError
 from workbench.geometry import CircumplexFit, circumplex_fit, cosines, human_reference, planted_axis_map
@@ -24,7 +24,6 @@ from workbench.values import VALUES, VALUES19
 from workbench.vectors import ValueVectors
 
 views, states = (sys.modules[kind.__module__] for kind in (Geometry, GeometryState))
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +41,6 @@ def panel(probes) -> Geometry:
     panel = geometry(probes, layer=1)
     assert (panel.problem.value, panel.ending) == ("", "done")
     return panel
-
-
-def inside(panel) -> list[widgets.Widget]:
-    """All widgets of a panel."""
-    found: list[widgets.Widget] = [panel]
-    for widget in found:
-        found += getattr(widget, "children", ())
-    return found
-
-
-def drawn(plot) -> dict[str, Any]:
-    return json.loads(plot.figure)
 
 
 def numbers(packed: Any) -> np.ndarray:
@@ -421,18 +408,6 @@ def test_text_of_models_and_pairs_is_escaped(acts, monkeypatch):
 
 
 # --- in an event loop, as in a kernel ---
-
-
-def in_a_loop(steps):
-    async def guarded():
-        await asyncio.wait_for(steps, timeout=120)
-
-    asyncio.run(guarded())
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def test_dragging_shows_the_last_position_and_finds_the_others_ahead(acts, probes):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from panelled import HOSTILE, drawn, in_a_loop, inside, until
 from test_neurons import NORMED, fitted, some_pairs  # noqa: F401
 
 from workbench.activations import capture
@@ -28,7 +29,6 @@ from workbench.steering.conva import ConVA
 from workbench.steering.dpnle import DPNLE
 from workbench.steering.scale_neurons import ScaleNeurons
 
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 PROMPT = "Should Mira sell the old house or start a bakery?"
 LOW: dict[str, Any] = {"share": 0.1, "min_d": 0.01, "selective": False}  # bars that tiny models pass
 
@@ -44,18 +44,6 @@ def panel(model, fitted) -> Any:
     assert (panel.problem.value, panel.ending) == ("", "done")
     yield panel
     assert not model.active, "the panel left the model steered"
-
-
-def inside(panel) -> list[widgets.Widget]:
-    """All widgets of a panel."""
-    found: list[widgets.Widget] = [panel]
-    for widget in found:
-        found += getattr(widget, "children", ())
-    return found
-
-
-def drawn(plot) -> dict[str, Any]:
-    return json.loads(plot.figure)
 
 
 def said(plot) -> str:
@@ -325,7 +313,8 @@ def test_the_preview_is_the_next_token(model, fitted):
     edit.factor = 1.0
     edit.look()
     assert edit.kl == 0.0 and (edit.words["base"] == edit.words["edited"]).all()
-    with ConVA(probes, "power", layers=[0]).on(model), pytest.raises(WorkbenchError, match="as it is was asked for"):
+    told = "without steering was asked for"
+    with ConVA(probes, "power", layers=[0]).on(model), pytest.raises(WorkbenchError, match=told):
         edit.look()
 
 
@@ -490,18 +479,6 @@ def test_overlaps_say_what_chance_gives():
 
 
 # --- in an event loop, as in a kernel ---
-
-
-def in_a_loop(steps):
-    async def guarded():
-        await asyncio.wait_for(steps, timeout=120)
-
-    asyncio.run(guarded())
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def test_answers_stream_while_neurons_are_looked_at_and_can_be_cancelled(model, fitted):

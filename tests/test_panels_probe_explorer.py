@@ -1,7 +1,6 @@
 """The probe explorer without a screen: the probes' own numbers, refits as `fit` makes them, texts as captured."""
 
 import asyncio
-import json
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import pytest
+from panelled import HOSTILE, drawn, in_a_loop, inside, until
 from scipy.special import expit
 
 from workbench.activations import capture
@@ -21,7 +21,6 @@ from workbench.prompts import load_pairs, that_fit
 from workbench.values import VALUES
 
 WORDS = "house bakery family customs race team forest friend leader novelty".split()
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 LAYERS = [0, 2]
 
 
@@ -53,17 +52,6 @@ def panel(model, probes):
     panel = probe_explorer(model, probes, value="power", layer=2)
     assert panel.problem.value == ""
     return panel
-
-
-def inside(panel) -> list[widgets.Widget]:
-    found: list[widgets.Widget] = [panel]
-    for widget in found:
-        found += getattr(widget, "children", ())
-    return found
-
-
-def drawn(plot) -> dict[str, Any]:
-    return json.loads(plot.figure)
 
 
 def numbers(array: Any) -> np.ndarray:
@@ -365,18 +353,6 @@ def test_an_error_inside_is_shown(panel, monkeypatch):
 
 
 # --- in an event loop, as in a kernel ---
-
-
-def in_a_loop(steps):
-    async def guarded():
-        await asyncio.wait_for(steps, timeout=120)
-
-    asyncio.run(guarded())
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 def test_the_probe_looked_at_is_refitted_first_and_a_change_stops_the_rest(model, probes):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from drawn import EVIL
 from evaluated import HOSTILE, evaluation
+from panelled import inside
 from spoken import WordJudge
 
 from workbench.errors import WorkbenchError
@@ -348,13 +349,6 @@ def test_hostile_answers_come_back_from_the_file(ev, tmp_path):
 
 
 # --- panel ---
-
-
-def inside(panel) -> list[widgets.Widget]:
-    found: list[widgets.Widget] = [panel]
-    for widget in found:
-        found += getattr(widget, "children", ())
-    return found
 
 
 def test_controls_filter_and_buttons_walk(ev):

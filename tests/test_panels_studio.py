@@ -1,7 +1,6 @@
 """The studio without a screen: set a trait, run, look at what the traits and the HTML say."""
 
 import asyncio
-import json
 import math
 import threading
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from panelled import HOSTILE, drawn, in_a_loop, inside, until
 from scipy.special import expit, logit
 
 from workbench.activations import capture
@@ -32,7 +32,6 @@ from workbench.steering.scav import SCAV
 from workbench.values import VALUES, angles
 
 WORDS = "house bakery family customs race team forest friend leader novelty".split()
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 LAYERS = [0, 1]
 PLACE = dict(zip(VALUES, angles().tolist(), strict=True))
 
@@ -65,18 +64,6 @@ def panel(model, probes, gate):
     assert panel.problem.value == ""
     yield panel
     assert not vars(model).get("active"), "the panel left the model steered"
-
-
-def inside(panel) -> list[widgets.Widget]:
-    """All widgets of a panel."""
-    found: list[widgets.Widget] = [panel]
-    for widget in found:
-        found += getattr(widget, "children", ())
-    return found
-
-
-def drawn(plot) -> dict:
-    return json.loads(plot.figure)
 
 
 # --- state ---
@@ -506,18 +493,6 @@ def test_two_views_of_one_state_stay_equal(panel):
 
 
 # --- in an event loop, as in a kernel ---
-
-
-def in_a_loop(steps):
-    async def guarded():
-        await asyncio.wait_for(steps, timeout=120)
-
-    asyncio.run(guarded())
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def test_answers_stream_while_the_kernel_goes_on_and_can_be_cancelled(model, probes):

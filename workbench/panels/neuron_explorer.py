@@ -20,7 +20,8 @@ from ..probes import Probes
 from .panel import PAUSE, ROW, Steps
 from .pieces import Part, PiecePanel
 from .quoting import quoted, quoted_line
-from .scaled import answers, counter, shown, words
+from .scaled import answers, words
+from .speaking import counter, shown
 from .states.neurons import SETTINGS as SELECTING
 from .states.neurons import NeuronState
 from .states.scaling import SETTINGS, ScalingState

@@ -26,7 +26,7 @@ from ..steering.intervention import ranges
 from ..values import VALUES
 from .dial import Dial
 from .panel import PAUSE, ROW, Panel
-from .quoting import quoted
+from .speaking import beside, card, counter, next_words
 from .states.doses import METHODS
 from .states.steering import SETTINGS, SteeringState
 
@@ -226,7 +226,7 @@ class Studio(Panel):
         self.counter.value = counter(state)
         self.bar.value = f"opens above {state.threshold:.4g}"
         self.decision.value = decision(state)
-        self.words.value = words(state)
+        self.words.value = next_words(state.words, "steered")
         self.answers.value = answers(state)
         stale = state.asked not in (None, state.settings) and self.ending != "running"
         told = "settings have changed since: press Run" if stale else self.ending
@@ -277,17 +277,6 @@ def layers_of(text: str) -> tuple[int, ...]:
     return tuple(k for part in parts if part for k in range(int(part[1]), int(part[2] or part[1]) + 1))
 
 
-def counter(state: SteeringState) -> str:
-    """How much of the context the prompt takes."""
-    room = state.model.context - state.tokens
-    told = f"{state.tokens} of {state.model.context} tokens"
-    if room < 1:
-        told += f" — <b>too long by {1 - room}</b>: shorten it, nothing is cut"
-    elif room < state.max_new_tokens:
-        told += f", which leaves {room} for the answer"
-    return f'<span class="wb-small" role="status">{told}</span>'
-
-
 def decision(state: SteeringState) -> str:
     """What the gate decided, and P of the value before and after."""
     if state.after is None or state.before is None:
@@ -308,41 +297,21 @@ def decision(state: SteeringState) -> str:
             f"{'; '.join(told)}.</div>")  # fmt: skip
 
 
-def words(state: SteeringState) -> str:
-    """The likeliest next tokens, base and steered, as bars."""
-    if state.words is None:
-        return ""
-    rows = []
-    for row in state.words.itertuples():
-        bars = "".join(f'<span class="wb-bar wb-bar-{side}" style="width:{100 * p:.1f}%"></span>'
-                       for side, p in (("base", row.base), ("steered", row.steered)))  # fmt: skip
-        token = quoted(str(row.token).replace("\n", "⏎").strip() or "␣", 40)
-        rows.append(f"<tr><td><code>{token}</code></td><td>{row.base:.3f}</td><td>{row.steered:.3f}</td>"
-                    f'<td class="wb-bars">{bars}</td></tr>')  # fmt: skip
-    head = "<tr><th>next token</th><th>base</th><th>steered</th><th></th></tr>"
-    return f'<table class="wb-table wb-words" aria-label="Next token, base and steered">{head}{"".join(rows)}</table>'
-
-
 def answers(state: SteeringState) -> str:
     """All answers side by side, and what the exact judge reads in complete ones."""
     complete = state.profiles is not None
     if state.asked is None:
         return '<div class="wb-card wb-small">Let the dial go, or press Run: the model answers, base and steered.</div>'
-    asked = state.asked
-    how = f"T = {asked['temperature']:g}, seed {asked['seed']}" if asked["temperature"] else "greedy"
-    several, cards = len(asked["steerings"]) > 1, []
+    asked, several = state.asked, len(state.asked["steerings"]) > 1
     titles = [("Base", "currentColor")] + [
-        (f"{LETTERS[k]}: " * several + html.escape(state.told(own)), COLOURS[k])
-        for k, own in enumerate(asked["steerings"])
+        (f"{LETTERS[k]}: " * several + state.told(own), COLOURS[k]) for k, own in enumerate(asked["steerings"])
     ]
-    for (title, colour), answer in zip(titles, state.answers, strict=True):
-        read = f'<div class="wb-small">{verdict(state, answer)}</div>' if complete else ""
-        said = f'<div class="wb-said" dir="auto">{quoted(answer.strip())}</div>'
-        cards.append(f'<div class="wb-card" style="border-top: 3px solid {colour}"><h4>{title}</h4>{said}{read}</div>')
+    cards = [
+        card(title, answer, verdict(state, answer) if complete else "", colour)
+        for (title, colour), answer in zip(titles, state.answers, strict=True)
+    ]
     same = " All answers are the same." if complete and len({*state.answers}) == 1 else ""
-    note = f" {quoted(state.note)}" if state.note else ""
-    foot = f'<div class="wb-small">{how}, the same for all.{same}{note}</div>'
-    return f'<div class="wb-two">{"".join(cards)}</div>{foot}'
+    return beside(cards, asked, same, state.note)
 
 
 def verdict(state: SteeringState, answer: str) -> str:

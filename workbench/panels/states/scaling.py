@@ -1,7 +1,6 @@
 """State of "ablate or amplify and see": some neurons, a factor, a prompt, and what became of its answer. No widgets."""
 
 import math
-import warnings
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -11,17 +10,17 @@ import traitlets as t
 
 from ...errors import WorkbenchError
 from ...evaluation import ExactJudge
-from ...generate import generate, keep_last
+from ...generate import generate
 from ...models import Model
 from ...neurons import Neurons, random_neurons
 from ...prompts import load_questions
 from ...steering.scale_neurons import ScaleNeurons
 from ...values import VALUES
+from .speaking import check_prompt, in_turn, likeliest, next_token
 
 SETTINGS = ("target", "factor", "scope", "prompt", "seed", "temperature", "max_new_tokens")
 TARGETS = ("neuron", "set", "random")
 SCOPES = ("all", "token")
-TOP = 8  # next tokens that are shown
 PROMPT = "Should Mira sell the old house or start a bakery?"
 
 
@@ -135,29 +134,16 @@ class ScalingState(t.HasTraits):
             self.words, self.kl = None, 0.0
             if self._chosen("set") is None:
                 return
+            check_prompt(self.model, self.prompt)
             ids = self.model.encode([self.prompt], chat=True)
-            self.model.check_length(ids, [self.prompt], room=1)
-            if active := self.model.active:
-                raise WorkbenchError("A reading of the model as it is was asked for.", found=f"{active[0]!r} is on",
-                                     do="Leave its context first.")  # fmt: skip
             if self._read is None or self._read[0] != self.prompt:
-                self._read = self.prompt, self._next(ids)
+                self._read = self.prompt, next_token(self.model, ids)
             base, steer = self._read[1], self.steer()
             with steer.on(self.model):
-                edited = self._next(ids)
-            top = torch.cat([base.topk(TOP).indices, edited.topk(TOP).indices]).unique()
-            table = pd.DataFrame({"token": [self.model.tokenizer.decode([int(i)]) for i in top],
-                                  "base": base[top].exp().tolist(), "edited": edited[top].exp().tolist()})  # fmt: skip
-            best = table[["base", "edited"]].max(axis=1).sort_values(ascending=False).index[:TOP]
-            self.words = table.loc[best].reset_index(drop=True)
+                edited = next_token(self.model, ids)
+            self.words = likeliest(self.model, base, edited, "edited")
             p = edited.exp()
             self.kl = max(0.0, float(torch.where(p > 0, p * (edited - base), 0.0).sum()))
-
-    @torch.no_grad()
-    def _next(self, ids: list[list[int]]) -> torch.Tensor:
-        step, mask = self.model.pad(ids)
-        said = self.model.speaker(input_ids=step, attention_mask=mask, use_cache=False, **keep_last(self.model, 1))
-        return said.logits[0, -1].float().log_softmax(-1)
 
     def speak(self) -> Generator[None]:
         """Answer, as the model is and edited, a token of each at a step; both are in `base` and `edited`.
@@ -170,20 +156,10 @@ class ScalingState(t.HasTraits):
             self.base = self.edited = self.note = ""
             self.asked = self.settings
         decoding: dict[str, Any] = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "seed")}
-        streams = {"base": generate(self.model, [self.prompt], stream=True, **decoding),
-                   "edited": generate(self.model, [self.prompt], steer=steer, stream=True, **decoding)}  # fmt: skip
-        while streams:
-            for name, stream in list(streams.items()):
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always", UserWarning)
-                    texts = next(stream, None)
-                if caught:
-                    self.note = str(caught[0].message)
-                if texts is None:
-                    del streams[name]
-                else:
-                    setattr(self, name, texts[0])
-                yield
+        streams = [generate(self.model, [self.prompt], steer=how, stream=True, **decoding) for how in (None, steer)]
+        for k, texts in in_turn(streams, lambda warning: setattr(self, "note", warning)):
+            setattr(self, ("base", "edited")[k], texts[0])
+            yield
 
     def affirmed(self, answer: str) -> list[str] | None:
         """Values that the exact judge finds affirmed in an answer; None for models outside the embedded worlds."""

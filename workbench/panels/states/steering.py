@@ -5,7 +5,6 @@ WorkbenchError and leaves the state as it was.
 """
 
 import math
-import warnings
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from ...activations import capture
 from ...errors import WorkbenchError
 from ...evaluation import ExactJudge
 from ...gates import Gate
-from ...generate import generate, keep_last
+from ...generate import generate
 from ...models import Model
 from ...neurons import Neurons
 from ...probes import Probes
@@ -27,13 +26,13 @@ from ...prompts import load_questions
 from ...steering.intervention import Intervention
 from ...values import VALUES, angles, check_value
 from .doses import METHODS, Steerings
+from .speaking import check_prompt, in_turn, likeliest, next_token
 
 SHARED = ("prompt", "threshold", "seed", "temperature", "max_new_tokens")
 OWN = ("method", "angle", "strength", "scope", "layers", "gated")
 """Settings of one steering; those of the active one are traits of the state."""
 SETTINGS = (*SHARED, "active", *OWN)
 MOST = 3  # steerings side by side
-TOP = 8  # next tokens that are shown
 SNAP = math.radians(2.5)  # so near a value's own angle, the value is meant
 PROMPT = "Should Mira sell the old house or start a bakery?"
 
@@ -303,10 +302,7 @@ class SteeringState(t.HasTraits):
         """
         with self.hold_trait_notifications():
             self.before = self.after = self.words = None  # what the last prompt gave is not what a failing one gives
-            self.model.check_length(self.model.encode([self.prompt], chat=True), [self.prompt], room=1)
-            if active := vars(self.model).get("active"):
-                raise WorkbenchError("A reading without steering was asked for.", found=f"{active[0]!r} is on",
-                                     do="Leave its context first.")  # fmt: skip
+            check_prompt(self.model, self.prompt)
             if self._read is None or self._read[0] != self.prompt:
                 self._read = self.prompt, *self._look_at(self.prompt)
             _, self.before, base = self._read
@@ -325,22 +321,14 @@ class SteeringState(t.HasTraits):
                 self.after, spoken = self._look_at(edited[0])
                 if steer.gate is not None:
                     self.score, self.open = float(told["gate"].iloc[0]), bool(told["open"].iloc[0])
-            top = torch.cat([base.topk(TOP).indices, spoken.topk(TOP).indices]).unique()
-            table = pd.DataFrame({"token": [self.model.tokenizer.decode([int(i)]) for i in top],
-                                  "base": base[top].exp().tolist(), "steered": spoken[top].exp().tolist()})  # fmt: skip
-            best = table[["base", "steered"]].max(axis=1).sort_values(ascending=False).index[:TOP]
-            self.words = table.loc[best].reset_index(drop=True)
+            self.words = likeliest(self.model, base, spoken, "steered")
 
     def _look_at(self, prompt: Any) -> tuple[xr.DataArray, torch.Tensor]:
         """P (value, layer) at the last token of a prompt, and the log probabilities of the next token."""
         rendered = self.model.render([prompt])
         acts = capture(self.model, rendered, layers=self.probes.layers)
         p = self.probes.probability(acts).isel(text=0).transpose("value", "layer")
-        ids, mask = self.model.pad(self.model.encode(rendered))
-        with torch.no_grad():
-            given = {"attention_mask": mask, "use_cache": False, **keep_last(self.model, 1)}
-            spoken = self.model.speaker(input_ids=ids, **given).logits[0, -1]
-        return p, spoken.float().log_softmax(-1).cpu()
+        return p, next_token(self.model, self.model.encode(rendered))
 
     def speak(self) -> Generator[None]:
         """Answer, as the model is and under each steering, a token of each in turn; a token at a step.
@@ -354,24 +342,15 @@ class SteeringState(t.HasTraits):
             self.asked = self.settings
         decoding: dict[str, Any] = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "seed")}
         steers = [None, *(self.steer(k) for k in range(count))]
-        streams = {
-            k: generate(self.model, [self.prompt], steer=steer, stream=True, return_trace=True, **decoding)
-            for k, steer in enumerate(steers)
-        }
-        while streams:
-            for k, stream in list(streams.items()):
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always", UserWarning)
-                    told = next(stream, None)
-                if caught:
-                    self.note = str(caught[0].message)
-                if told is None:
-                    del streams[k]
-                    continue
-                self.answers = [told[0][0] if k == at else answer for at, answer in enumerate(self.answers)]
-                if k:
-                    self.traces[k - 1] = told[1]
-                yield
+        streams = [
+            generate(self.model, [self.prompt], steer=steer, stream=True, return_trace=True, **decoding)
+            for steer in steers
+        ]
+        for k, (texts, trace) in in_turn(streams, lambda warning: setattr(self, "note", warning)):
+            self.answers = [texts[0] if k == at else answer for at, answer in enumerate(self.answers)]
+            if k:
+                self.traces[k - 1] = trace
+            yield
         self.profiles = self._profiles()
 
     def _profiles(self) -> xr.DataArray | None:
