@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test keeps it equal t
     from .steering.neva import NeVA as NeVA
     from .steering.npti import NPTI as NPTI
     from .steering.random_direction import RandomDirection as RandomDirection
+    from .steering.scale_neurons import ScaleNeurons as ScaleNeurons
     from .steering.scav import SCAV as SCAV
     from .values import VALUES as VALUES
     from .vectors import ValueVectors as ValueVectors
@@ -77,6 +78,7 @@ _HOME = {
     "Probes": "probes",
     "RandomDirection": "steering.random_direction",
     "SCAV": "steering.scav",
+    "ScaleNeurons": "steering.scale_neurons",
     "VALUES": "values",
     "ValueVectors": "vectors",
     "WorkbenchError": "errors",

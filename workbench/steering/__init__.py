@@ -11,8 +11,10 @@ from .lora import LoRA
 from .neva import NeVA
 from .npti import NPTI
 from .random_direction import RandomDirection
+from .scale_neurons import ScaleNeurons
 from .scav import SCAV
 
 __all__ = [
     "CAA", "DPNLE", "ICA", "LAPE", "NPTI", "SCAV", "Base", "ConVA", "Intervention", "LoRA", "NeVA", "RandomDirection",
+    "ScaleNeurons",
 ]  # fmt: skip
