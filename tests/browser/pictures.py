@@ -12,8 +12,10 @@ from labs import browsing, chromium, errors, run_all, serving, wear
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 WIDE = {"viewport": {"width": 1560, "height": 2800}}
+GOING = "being found|texts read|not counted yet|not found yet|[0-9] of [0-9]+ refitted"
+"""What panels say while they are still at it."""
 DRAWN = """panel => [...panel.querySelectorAll('.wb-plot')].every(
-    plot => plot.offsetParent === null || plot.dataset.turn !== undefined)"""
+    plot => plot.offsetParent === null || plot.dataset.turn !== undefined && plot.querySelector('.main-svg'))"""
 
 
 def take(folder: Path = NOTEBOOKS / "pictures") -> list[Path]:
@@ -34,7 +36,7 @@ def take(folder: Path = NOTEBOOKS / "pictures") -> list[Path]:
             raise SystemExit("\n".join(problems))
         page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")  # room
         panels = page.locator(".jp-OutputArea-output > .wb-panel, .jp-OutputArea-output .lm-Panel > .wb-panel")
-        page.wait_for_timeout(5000)  # refits and look-ahead that go on after the cells are done
+        page.wait_for_function(f"() => !/{GOING}/.test(document.querySelector('.jp-Notebook').innerText)")
         for theme in ("light", "dark"):
             wear(page, theme)
             for n in range(panels.count()):
