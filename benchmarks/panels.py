@@ -30,7 +30,7 @@ from labs import (  # noqa: E402 # pyright: ignore[reportMissingImports]
 )
 
 RESULTS = HERE / "results" / "panels.json"
-MOVES = 25
+MOVES = 20
 SETUP = """
 import asyncio, time
 import torch
@@ -162,7 +162,7 @@ def studio(bench: Bench) -> dict[str, Any]:
     page.mouse.move(*at(0.5, 0.7))
     page.mouse.down()
     out["preview while dragging"] = bench.latency(
-        [lambda k=k: page.mouse.move(*at(0.5 + 0.11 * k, 0.7)) for k in range(MOVES)], ("words",))  # fmt: skip
+        [lambda k=k: page.mouse.move(*at(0.61 + 0.11 * k, 0.7)) for k in range(MOVES)], ("words",))  # fmt: skip
     bench.code("beat.gap = 0")
     end, k = time.monotonic() + 10, 0
     while time.monotonic() < end:
@@ -176,7 +176,7 @@ def studio(bench: Bench) -> dict[str, Any]:
     page.mouse.up()
     bench.quiet(1.5)
     first = []
-    for k in range(12):
+    for k in range(8):
         page.mouse.move(*at(1.1 + 0.2 * k, 0.7))
         page.mouse.down()
         bench.quiet()
@@ -272,7 +272,10 @@ def main() -> None:
             bench = Bench(page, name, number)
             found[name] = {}
             for measure in MEASURED[name]:
-                found[name] |= measure(bench)
+                try:
+                    found[name] |= measure(bench)
+                except Exception as problem:  # the others are measured all the same
+                    print(f"{name}: not measured: {problem}", flush=True)
             print(name, json.dumps(found[name], indent=1), flush=True)
             kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             RESULTS.write_text(json.dumps({**kept, **found}, indent=1) + "\n")

@@ -28,6 +28,7 @@ WIDGETS = ["comm_open", "comm_msg", "comm_close", "comm_info_request", "kernel_i
 LOADING = 60.0  # seconds that a page has to connect to its kernel, on a slow line too
 ABSENT = 20.0  # seconds that a connection which broke has to come back
 SWEEP = 3.0
+LATER = 6.0  # seconds after which the next spare kernel starts, which takes a processor for some time
 HEARTBEAT = 10.0  # seconds of silence after which a page that is still rendered is sent a comment
 FAILED = '<script>page.over("failed")</script></main></body></html>'
 SECRET = ("JUPYTER_TOKEN",)  # of the server's environment; no kernel's business
@@ -130,7 +131,7 @@ class Kernels(AsyncMappingKernelManager):
         visit = self.spare.pop(0) if self.spare else self._heat()
         self.visits.add(visit)
         self.touch(visit)
-        asyncio.get_running_loop().call_later(1, self.fill)  # after the page, which comes first
+        asyncio.get_running_loop().call_later(LATER, self.fill)  # the visitor who is here comes first
         return visit
 
     def fill(self) -> None:

@@ -96,6 +96,7 @@ async function render({ model, el, signal }) {
   let wanted = false, busy = false, drawn = null;
   const draw = async () => {
     if (busy) { wanted = true; return; }
+    if (drawn !== null && root.offsetParent === null) return; // out of sight: drawn once it is seen again
     busy = true;
     do {
       wanted = false;
@@ -122,7 +123,10 @@ async function render({ model, el, signal }) {
   canvas.on?.("plotly_relayout", place);
   model.on("change:figure", draw);
   model.on("change:handle", place);
-  const sizes = new ResizeObserver(() => canvas._fullLayout && Plotly.Plots.resize(canvas).then(place, () => {}));
+  const sizes = new ResizeObserver(() => {
+    if (!canvas._fullLayout || root.offsetParent === null) return;
+    Plotly.Plots.resize(canvas).then(place, () => {}).then(draw);
+  });
   sizes.observe(root);
   signal?.addEventListener("abort", stop);
   function stop() {
