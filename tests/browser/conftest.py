@@ -39,6 +39,13 @@ def pages(executable):
         yield new_page
 
 
+@pytest.fixture
+def panel(page):
+    """The first panel of a module's `page`; in the end the page had nothing to complain of and asked no other host."""
+    yield page.locator(".wb-panel").first
+    assert page.watch.complaints == [] and page.watch.abroad == []
+
+
 @pytest.fixture(scope="session")
 def screens() -> Path:
     """The folder for screenshots."""

@@ -193,3 +193,18 @@ class Watch:
     def _asked(self, url: str, own: str) -> None:
         if url.startswith(("http", "ws")) and own.split("//", 1)[1] not in url:
             self.abroad.append(url)
+
+
+def opened(new_page, lab: Lab, name: str, *cells: str, width: int = 1500, height: int = 1500) -> Any:
+    """The page of a notebook of these cells, all run without an error; `page.watch` listens from the start."""
+    made: dict[str, Any] = {}
+
+    def watched() -> Any:
+        made["page"] = new_page(viewport={"width": width, "height": height})
+        made["watch"] = Watch(made["page"], lab.url)
+        return made["page"]
+
+    page = run_all(watched, lab, notebook_of(*cells), name)
+    assert (problems := errors(page)) == [], problems
+    page.watch = made["watch"]
+    return page

@@ -1,7 +1,7 @@
 """The gate tuner in JupyterLab, by mouse and by keyboard."""
 
 import pytest
-from labs import Watch, errors, notebook_of, run_all, wear
+from labs import opened, wear
 
 pytestmark = pytest.mark.browser
 
@@ -24,30 +24,10 @@ NAME = "tuner.ipynb"
 
 @pytest.fixture(scope="module")
 def page(lab, pages):
-    made = {}
-
-    def new_page():
-        made["page"] = pages(viewport={"width": 1500, "height": 1700})
-        made["watch"] = Watch(made["page"], lab.url)
-        return made["page"]
-
     cells = SETUP, "panel", "GateTuner(panel.state)", 'f"{panel.state.tuned().threshold:.4g}"'
-    page = run_all(new_page, lab, notebook_of(*cells), NAME)
-    assert errors(page) == []
-    page.watch = made["watch"]
+    page = opened(pages, lab, NAME, *cells, height=1700)
     page.locator(".wb-panel").nth(1).locator(".wb-plot[data-turn]").nth(1).wait_for()
     return page
-
-
-@pytest.fixture
-def panel(page):
-    return page.locator(".wb-panel").first
-
-
-@pytest.fixture(autouse=True)
-def quiet(page):
-    yield
-    assert page.watch.complaints == [] and page.watch.abroad == []
 
 
 def handle_of(panel):

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from labs import Watch, errors, notebook_of, run_all, wear
+from labs import opened, wear
 
 pytestmark = pytest.mark.browser
 
@@ -26,30 +26,10 @@ CLAIMS = "fit = wb.geometry.circumplex_fit(probes, layer={}); print(fit.claim())
 
 @pytest.fixture(scope="module")
 def page(lab, pages):
-    made = {}
-
-    def new_page():
-        made["page"] = pages(viewport={"width": 1700, "height": 1500})
-        made["watch"] = Watch(made["page"], lab.url)
-        return made["page"]
-
     cells = [SETUP, "panel", "Geometry(panel.state)", *(CLAIMS.format(layer) for layer in (1, 3, 5))]
-    page = run_all(new_page, lab, notebook_of(*cells), NAME)
-    assert errors(page) == []
-    page.watch = made["watch"]
+    page = opened(pages, lab, NAME, *cells, width=1700)
     page.locator(".wb-panel").nth(1).locator(".wb-plot[data-turn]").nth(2).wait_for()
     return page
-
-
-@pytest.fixture
-def panel(page):
-    return page.locator(".wb-panel").first
-
-
-@pytest.fixture(autouse=True)
-def quiet(page):
-    yield
-    assert page.watch.complaints == [] and page.watch.abroad == []
 
 
 def claim(panel) -> str:

@@ -3,14 +3,12 @@
 import re
 
 import pytest
-from labs import Watch, errors, notebook_of, run_all, wear
+from labs import errors, opened, wear
 from readable import evaluation
 
 from workbench.evaluation.leakage import leakage
 
 pytestmark = pytest.mark.browser
-
-SLOW = "[anywidget] Failed to initialize model."  # after two seconds on a busy machine; it comes all the same
 
 CELL = """
 from workbench.panels.leakage_map import leakage_map
@@ -27,19 +25,11 @@ PLACE = """([steered, judged]) => {
 MARKS = ".wb-plot .polar .trace:has(path.point) path.point"
 
 
+@pytest.mark.smoke
 def test_leakage_map_by_mouse_and_keyboard(lab, new_page, screens):
     ev = evaluation()
     ev.save(lab.root / "kept")
-    watches = []
-
-    def watched():
-        page = new_page()
-        watches.append(Watch(page, lab.url))
-        return page
-
-    page = run_all(watched, lab, notebook_of(CELL), "leakage.ipynb")
-    assert errors(page) == []
-    page.set_viewport_size({"width": 1500, "height": 1400})
+    page = opened(new_page, lab, "leakage.ipynb", CELL, height=1400)
     panel = page.locator(".wb-panel").first
 
     def says(text: str) -> None:
@@ -103,5 +93,5 @@ def test_leakage_map_by_mouse_and_keyboard(lab, new_page, screens):
     says(f"benevolence by ConVA, CSR of tradition (rises|falls) by {rise('ConVA', 'benevolence', 'tradition')}")
     page.wait_for_function("""() => [...document.querySelectorAll('.js-plotly-plot')].map(
         plot => plot.layout.title.text).join() === 'Steering benevolence by ConVA,All ten, by ConVA'""")
-    assert errors(page) == [] and watches[0].abroad == []
-    assert [told for told in watches[0].complaints if SLOW not in told] == []
+    assert errors(page) == [] and page.watch.abroad == []
+    assert page.watch.complaints == []

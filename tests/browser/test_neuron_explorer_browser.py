@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from labs import Watch, errors, notebook_of, run_all, wear
+from labs import opened, wear
 
 pytestmark = pytest.mark.browser
 
@@ -23,30 +23,10 @@ NAME = "neurons.ipynb"
 
 @pytest.fixture(scope="module")
 def page(lab, pages):
-    made = {}
-
-    def new_page():
-        made["page"] = pages(viewport={"width": 1560, "height": 1500})
-        made["watch"] = Watch(made["page"], lab.url)
-        return made["page"]
-
-    page = run_all(new_page, lab, notebook_of(SETUP, "panel", "NeuronExplorer(panel.state)"), NAME)
-    assert errors(page) == []
-    page.watch = made["watch"]
+    page = opened(pages, lab, NAME, SETUP, "panel", "NeuronExplorer(panel.state)", width=1560)
     for k in range(2):
         page.locator(".wb-panel").nth(k).locator(".wb-plot[aria-label*='Jaccard index']").wait_for()
     return page
-
-
-@pytest.fixture
-def panel(page):
-    return page.locator(".wb-panel").first
-
-
-@pytest.fixture(autouse=True)
-def quiet(page):
-    yield
-    assert page.watch.complaints == [] and page.watch.abroad == []
 
 
 def mark(page, point: int) -> tuple[float, float]:

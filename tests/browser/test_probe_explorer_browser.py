@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from labs import Watch, errors, notebook_of, run_all, wear
+from labs import opened, wear
 
 pytestmark = pytest.mark.browser
 
@@ -23,29 +23,9 @@ NAME = "explorer.ipynb"
 
 @pytest.fixture(scope="module")
 def page(lab, pages):
-    made = {}
-
-    def new_page():
-        made["page"] = pages(viewport={"width": 1500, "height": 1500})
-        made["watch"] = Watch(made["page"], lab.url)
-        return made["page"]
-
-    page = run_all(new_page, lab, notebook_of(SETUP, "panel", "ProbeExplorer(panel.state)"), NAME)
-    assert errors(page) == []
-    page.watch = made["watch"]
+    page = opened(pages, lab, NAME, SETUP, "panel", "ProbeExplorer(panel.state)")
     page.locator(".wb-panel").nth(1).locator(".wb-plot[data-turn]").nth(1).wait_for()
     return page
-
-
-@pytest.fixture
-def panel(page):
-    return page.locator(".wb-panel").first
-
-
-@pytest.fixture(autouse=True)
-def quiet(page):
-    yield
-    assert page.watch.complaints == [] and page.watch.abroad == []
 
 
 def facts(panel) -> str:

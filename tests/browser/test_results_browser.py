@@ -4,14 +4,12 @@ import re
 
 import pandas as pd
 import pytest
-from labs import Watch, errors, notebook_of, run_all, wear
+from labs import errors, opened, wear
 from readable import evaluation, second_judge
 
 from workbench.evaluation.comparison import scores
 
 pytestmark = pytest.mark.browser
-
-SLOW = "[anywidget] Failed to initialize model."  # after two seconds on a busy machine; it comes all the same
 
 CELL = """
 import pandas as pd
@@ -21,21 +19,13 @@ panel
 """
 
 
+@pytest.mark.smoke
 def test_results_browser_by_mouse_and_keyboard(lab, new_page, screens):
     ev = evaluation()
     ev.save(lab.root / "kept")
     second_judge(ev.answers).to_parquet(lab.root / "second.parquet")
     (lab.root / "out").mkdir()
-    watches = []
-
-    def watched():
-        page = new_page()
-        watches.append(Watch(page, lab.url))
-        return page
-
-    page = run_all(watched, lab, notebook_of(CELL), "results.ipynb")
-    assert errors(page) == []
-    page.set_viewport_size({"width": 1500, "height": 1400})
+    page = opened(new_page, lab, "results.ipynb", CELL, height=1400)
     panel = page.locator(".wb-panel").first
     table, own = ev.answers, pd.Series(scores(ev.answers, "csr"))
 
@@ -105,5 +95,5 @@ def test_results_browser_by_mouse_and_keyboard(lab, new_page, screens):
     for theme in ("light", "dark"):
         wear(page, theme)
         panel.screenshot(path=screens / f"results-{theme}.png")
-    assert errors(page) == [] and watches[0].abroad == []
-    assert [told for told in watches[0].complaints if SLOW not in told] == []
+    assert errors(page) == [] and page.watch.abroad == []
+    assert page.watch.complaints == []

@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from labs import Watch, errors, notebook_of, run_all, wear
+from labs import opened, wear
 
 pytestmark = pytest.mark.browser
 
@@ -29,34 +29,14 @@ NAME = "studio.ipynb"
 
 @pytest.fixture(scope="module")
 def page(lab, pages):
-    made = {}
-
-    def new_page():
-        made["page"] = pages(viewport={"width": 1500, "height": 1500})
-        made["watch"] = Watch(made["page"], lab.url)
-        return made["page"]
-
-    page = run_all(new_page, lab, notebook_of(SETUP, "panel", "wb.panels.Studio(panel.state)"), NAME)
-    assert errors(page) == []
-    page.watch = made["watch"]
+    page = opened(pages, lab, NAME, SETUP, "panel", "wb.panels.Studio(panel.state)")
     page.locator(".wb-studio").nth(1).locator(".wb-plot[data-turn]").first.wait_for()
     return page
 
 
-@pytest.fixture
-def studio(page):
-    return page.locator(".wb-studio").first
-
-
-@pytest.fixture(autouse=True)
-def quiet(page):
-    yield
-    assert page.watch.complaints == [] and page.watch.abroad == []
-
-
-def spot(studio, angle: float, radius: float) -> tuple[float, float]:
+def spot(panel, angle: float, radius: float) -> tuple[float, float]:
     """Where on the page the dial has this angle and radius."""
-    dial = studio.locator(".wb-dial svg")
+    dial = panel.locator(".wb-dial svg")
     dial.scroll_into_view_if_needed()
     box = dial.bounding_box()
     unit = min(box["width"] / 3.96, box["height"] / 2.6)
@@ -66,26 +46,26 @@ def spot(studio, angle: float, radius: float) -> tuple[float, float]:
     )
 
 
-def ended(studio, how: str = "done") -> None:
-    studio.locator('[role="status"]', has_text=re.compile(f"^{how}$")).wait_for()
+def ended(panel, how: str = "done") -> None:
+    panel.locator('[role="status"]', has_text=re.compile(f"^{how}$")).wait_for()
 
 
 @pytest.mark.smoke
-def test_the_dial_is_dragged_and_answers_on_release(page, studio, screens):
-    told = studio.locator(".wb-dial-told")
+def test_the_dial_is_dragged_and_answers_on_release(page, panel, screens):
+    told = panel.locator(".wb-dial-told")
     assert told.inner_text() == "ConVA, hedonism, P ≥ 0.78"
-    page.mouse.move(*spot(studio, 2 * math.pi * 0.4, 0.5))  # anywhere: the handle comes
+    page.mouse.move(*spot(panel, 2 * math.pi * 0.4, 0.5))  # anywhere: the handle comes
     page.mouse.down()
-    studio.locator(".wb-words").wait_for()
-    page.mouse.move(*spot(studio, 2 * math.pi * 0.4, 0.62), steps=6)
-    studio.get_by_text("ConVA, power, P ≥ 0.9").first.wait_for()
-    assert "press Run" in studio.inner_text(), "it answered before it was let go"
+    panel.locator(".wb-words").wait_for()
+    page.mouse.move(*spot(panel, 2 * math.pi * 0.4, 0.62), steps=6)
+    panel.get_by_text("ConVA, power, P ≥ 0.9").first.wait_for()
+    assert "press Run" in panel.inner_text(), "it answered before it was let go"
     page.mouse.up()
-    ended(studio)
-    cards = studio.locator(".wb-two .wb-card")
+    ended(panel)
+    cards = panel.locator(".wb-two .wb-card")
     assert cards.count() == 2 and cards.nth(1).inner_text().startswith("ConVA, power, P ≥ 0.9")
     assert all("Judge:" in card for card in cards.all_inner_texts())
-    studio.locator(".wb-plot[aria-label*='Steering token by token']").first.wait_for()
+    panel.locator(".wb-plot[aria-label*='Steering token by token']").first.wait_for()
     for theme in ("dark", "light"):
         wear(page, theme)
         ground = "rgb(21, 25, 30)" if theme == "dark" else "rgb(255, 255, 255)"
@@ -93,40 +73,40 @@ def test_the_dial_is_dragged_and_answers_on_release(page, studio, screens):
             "ground => getComputedStyle(document.querySelector('.wb-studio .main-svg')).backgroundColor === ground",
             arg=ground,
         )
-        studio.screenshot(path=screens / f"studio-{theme}.png")
+        panel.screenshot(path=screens / f"studio-{theme}.png")
 
 
-def test_the_dial_by_keyboard(page, studio):
-    hand = studio.get_by_role("slider", name="Steering A")
+def test_the_dial_by_keyboard(page, panel):
+    hand = panel.get_by_role("slider", name="Steering A")
     hand.focus()
     page.keyboard.press("PageUp")
-    studio.get_by_text("ConVA, security").first.wait_for()
+    panel.get_by_text("ConVA, security").first.wait_for()
     page.keyboard.press("ArrowLeft")
     page.wait_for_function(
         "() => document.querySelector('.wb-hand').getAttribute('aria-valuetext').includes('conformity 11 %')"
     )
     page.keyboard.press("Home")
-    studio.get_by_text("off, nothing is steered").first.wait_for()
+    panel.get_by_text("off, nothing is steered").first.wait_for()
     page.keyboard.press("End")
-    studio.get_by_text("P ≥ 0.998").first.wait_for()
-    ended(studio)
+    panel.get_by_text("P ≥ 0.998").first.wait_for()
+    ended(panel)
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Steering A", "the focus was lost"
     for _ in range(8):
         page.keyboard.press("ArrowDown")
-    ended(studio)
+    ended(panel)
 
 
-def test_three_steerings_side_by_side_and_two_views(page, studio):
-    studio.get_by_role("button", name="Add").click()
-    studio.get_by_role("slider", name="Steering B").wait_for()
-    studio.get_by_label("method").select_option("ICA")
-    studio.get_by_role("button", name="Add").click()
-    studio.get_by_role("slider", name="Steering C").wait_for()
-    studio.get_by_label("method").select_option("CAA")
-    studio.get_by_text("the mean difference").first.wait_for()
-    studio.get_by_role("button", name="Run").click()
-    ended(studio)
-    titles = studio.locator(".wb-two h4").all_inner_texts()
+def test_three_steerings_side_by_side_and_two_views(page, panel):
+    panel.get_by_role("button", name="Add").click()
+    panel.get_by_role("slider", name="Steering B").wait_for()
+    panel.get_by_label("method").select_option("ICA")
+    panel.get_by_role("button", name="Add").click()
+    panel.get_by_role("slider", name="Steering C").wait_for()
+    panel.get_by_label("method").select_option("CAA")
+    panel.get_by_text("the mean difference").first.wait_for()
+    panel.get_by_role("button", name="Run").click()
+    ended(panel)
+    titles = panel.locator(".wb-two h4").all_inner_texts()
     assert titles[0] == "Base" and [title[:6] for title in titles[1:]] == ["A: Con", "B: ICA", "C: CAA"]
     other = page.locator(".wb-studio").nth(1)
     for part in (".wb-two", ".wb-dial-told"):
@@ -134,65 +114,65 @@ def test_three_steerings_side_by_side_and_two_views(page, studio):
             "part => { const [a, b] = document.querySelectorAll(part); return a.innerText === b.innerText; }", arg=part
         )
     for _ in range(2):
-        studio.get_by_role("button", name="Remove").click()
+        panel.get_by_role("button", name="Remove").click()
     other.get_by_role("slider", name="Steering B").wait_for(state="detached")
 
 
-def test_a_run_is_cancelled(page, studio):
-    studio.get_by_role("button", name="Run").click()
-    studio.get_by_role("button", name="Cancel").click()
-    ended(studio, "cancelled")
-    said = studio.locator(".wb-two").inner_text()
+def test_a_run_is_cancelled(page, panel):
+    panel.get_by_role("button", name="Run").click()
+    panel.get_by_role("button", name="Cancel").click()
+    ended(panel, "cancelled")
+    said = panel.locator(".wb-two").inner_text()
     page.wait_for_timeout(500)
-    assert studio.locator(".wb-two").inner_text() == said and "Judge" not in said
+    assert panel.locator(".wb-two").inner_text() == said and "Judge" not in said
 
 
-def test_what_goes_wrong_is_shown_and_hostile_text_is_harmless(page, studio):
-    layers = studio.get_by_label("layers", exact=True)
+def test_what_goes_wrong_is_shown_and_hostile_text_is_harmless(page, panel):
+    layers = panel.get_by_label("layers", exact=True)
     layers.fill("0-7")
     layers.press("Enter")
-    alert = studio.get_by_role("alert").first
+    alert = panel.get_by_role("alert").first
     alert.get_by_text("Layers [0, 1, 2, 3, 4, 5, 6, 7] were asked for.").wait_for()
     assert layers.input_value() == "3"
-    prompt = studio.get_by_label("prompt", exact=True)
+    prompt = panel.get_by_label("prompt", exact=True)
     kept = prompt.input_value()
     title = page.title()
     markup = "<img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script> \u202e\u0007"
     prompt.fill(markup * 120)
-    studio.get_by_text("too long by").first.wait_for()
+    panel.get_by_text("too long by").first.wait_for()
     alert.get_by_text("of 128 tokens").wait_for()
     prompt.fill("<img src=x onerror=\"document.title='caught'\">?")
-    studio.get_by_text("too long by").first.wait_for(state="detached")
-    studio.get_by_role("button", name="Run").click()
-    ended(studio)
-    assert page.title() == title and studio.locator("img, script").count() == 0
+    panel.get_by_text("too long by").first.wait_for(state="detached")
+    panel.get_by_role("button", name="Run").click()
+    ended(panel)
+    assert page.title() == title and panel.locator("img, script").count() == 0
     prompt.fill(kept)
-    studio.get_by_text("settings have changed since").first.wait_for()
+    panel.get_by_text("settings have changed since").first.wait_for()
 
 
-def test_a_reload_shows_the_same_and_nothing_heavy_is_saved(page, studio, lab):
-    studio.get_by_role("button", name="Run").click()
-    ended(studio)
-    before = studio.locator(".wb-two").inner_text(), studio.locator(".wb-plot").first.get_attribute("aria-label")
+def test_a_reload_shows_the_same_and_nothing_heavy_is_saved(page, panel, lab):
+    panel.get_by_role("button", name="Run").click()
+    ended(panel)
+    before = panel.locator(".wb-two").inner_text(), panel.locator(".wb-plot").first.get_attribute("aria-label")
     page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
     kept = (lab.root / NAME).read_text(encoding="utf-8")
     assert len(kept) < 200_000 and "widgets" not in json.loads(kept)["metadata"]
     page.reload()
-    studio.locator(".wb-dial-told").wait_for()
-    studio.locator(".wb-plot[data-turn]").first.wait_for()
-    after = studio.locator(".wb-two").inner_text(), studio.locator(".wb-plot").first.get_attribute("aria-label")
+    panel.locator(".wb-dial-told").wait_for()
+    panel.locator(".wb-plot[data-turn]").first.wait_for()
+    after = panel.locator(".wb-two").inner_text(), panel.locator(".wb-plot").first.get_attribute("aria-label")
     assert after == before
-    studio.get_by_role("slider", name="Steering A").focus()
+    panel.get_by_role("slider", name="Steering A").focus()
     page.keyboard.press("PageDown")
-    ended(studio)
+    ended(panel)
 
 
-def test_after_a_restart_the_cells_make_it_anew(page, studio):
+def test_after_a_restart_the_cells_make_it_anew(page, panel):
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     page.get_by_text("| Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    studio.locator(".wb-dial-told", has_text="ConVA, hedonism, P ≥ 0.78").wait_for()
-    studio.get_by_role("button", name="Run").click()
-    ended(studio)
+    panel.locator(".wb-dial-told", has_text="ConVA, hedonism, P ≥ 0.78").wait_for()
+    panel.get_by_role("button", name="Run").click()
+    ended(panel)
