@@ -44,7 +44,7 @@ scope "token" it is SCAV (`scav.py`) at layers of one's own choice.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, log
+from math import isfinite, log, modf, pi
 from typing import Any
 
 import numpy as np
@@ -53,9 +53,7 @@ import torch
 from ..errors import WorkbenchError
 from ..gates import Gate
 from ..probes import Probes
-from ..probes.fitted import labelled
 from ..values import VALUES
-from ..vectors import ValueVectors
 from .intervention import SCOPES, ProbeMethod
 
 PARALLEL = 1e-10
@@ -291,10 +289,14 @@ class Faces:
 
 
 def enclosing(angle: float) -> dict[str, float]:
-    """The one or two values next to an angle (radians, ten equal places), and their shares, which sum to 1."""
-    axes = ValueVectors(labelled("weight", np.eye(len(VALUES))[:, None], VALUES, [0]))
-    share = axes.blend(angle).array.values[0, 0]  # of orthogonal axes a blend shows what it is made of
-    return {value: float(a) for value, a in zip(VALUES, share / share.sum(), strict=True) if a > 1e-9}
+    """The one or two values next to an angle (radians, ten equal places), and their shares, which sum to 1.
+
+    By nearness, as in `ValueVectors.blend`; by itself, since a dial asks at every move.
+    """
+    past, place = modf((angle % (2 * pi)) * len(VALUES) / (2 * pi))
+    shares = {int(place) % len(VALUES): 1 - past, (int(place) + 1) % len(VALUES): past}
+    kept = {k: share for k, share in sorted(shares.items()) if share > 1e-9}
+    return {VALUES[k]: share / sum(kept.values()) for k, share in kept.items()}
 
 
 def _one_each(what: str, given: Any, count: int) -> tuple[Any, ...]:

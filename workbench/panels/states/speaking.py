@@ -1,15 +1,17 @@
 """What states share that let a model speak: a prompt that fits, the next token, answers that are written in turn."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
+import xarray as xr
 
 from ...errors import WorkbenchError
 from ...generate import keep_last
-from ...models import Model
+from ...models import Model, residual
 
 TOP = 8  # next tokens that are shown
 
@@ -28,6 +30,32 @@ def next_token(model: Model, ids: list[list[int]]) -> torch.Tensor:
     step, mask = model.pad(ids)
     said = model.speaker(input_ids=step, attention_mask=mask, use_cache=False, **keep_last(model, 1))
     return said.logits[0, -1].float().log_softmax(-1).cpu()
+
+
+@torch.no_grad()
+def read_last(model: Model, ids: list[list[int]], layers: Sequence[int]) -> tuple[xr.DataArray, torch.Tensor]:
+    """Residual (layer, d_model) after blocks at the last token of one row of ids, and what `next_token` says: one pass.
+
+    By the twin, under whatever steers. WorkbenchError for NaN and infinity.
+    """
+    step, mask = model.pad(ids)
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int, _module: Any, _given: Any, output: Any) -> None:
+        seen[layer] = residual(output)[0, -1].float().cpu()
+
+    handles = [model.blocks[layer].register_forward_hook(partial(keep, layer)) for layer in layers]
+    try:
+        said = model.twin(input_ids=step, attention_mask=mask, use_cache=False, **keep_last(model, 1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    acts = torch.stack([seen[layer] for layer in layers])
+    if not bool(acts.isfinite().all()):
+        raise WorkbenchError(f"The last token of a prompt was to be read by {model.name}.", found="NaN or infinity",
+                             do="Load the model with dtype='float32', or steer less.")  # fmt: skip
+    read = xr.DataArray(acts.numpy(), {"layer": list(layers)}, ("layer", "d_model"))
+    return read, said.logits[0, -1].float().log_softmax(-1).cpu()
 
 
 def likeliest(model: Model, base: torch.Tensor, other: torch.Tensor, name: str) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from ...prompts import load_questions
 from ...steering.intervention import Intervention
 from ...values import VALUES, angles, check_value
 from .doses import METHODS, Steerings
-from .speaking import check_prompt, in_turn, likeliest, next_token
+from .speaking import check_prompt, in_turn, likeliest, read_last
 
 SHARED = ("prompt", "threshold", "seed", "temperature", "max_new_tokens")
 OWN = ("method", "angle", "strength", "scope", "layers", "gated")
@@ -297,7 +297,7 @@ class SteeringState(t.HasTraits):
     def look(self) -> None:
         """Read the prompt: the gate's decision, P at its last token and the next one, without and with steering.
 
-        Two forward passes steered, two more for a new prompt. WorkbenchError for a prompt that leaves no room for an
+        One forward pass steered, one more for a new prompt. WorkbenchError for a prompt that leaves no room for an
         answer: nothing is cut.
         """
         with self.hold_trait_notifications():
@@ -325,10 +325,8 @@ class SteeringState(t.HasTraits):
 
     def _look_at(self, prompt: Any) -> tuple[xr.DataArray, torch.Tensor]:
         """P (value, layer) at the last token of a prompt, and the log probabilities of the next token."""
-        rendered = self.model.render([prompt])
-        acts = capture(self.model, rendered, layers=self.probes.layers)
-        p = self.probes.probability(acts).isel(text=0).transpose("value", "layer")
-        return p, next_token(self.model, self.model.encode(rendered))
+        acts, spoken = read_last(self.model, self.model.encode([prompt], chat=True), self.probes.layers)
+        return self.probes.probability(acts).transpose("value", "layer"), spoken
 
     def speak(self) -> Generator[None]:
         """Answer, as the model is and under each steering, a token of each in turn; a token at a step.
