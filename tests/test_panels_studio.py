@@ -495,6 +495,24 @@ def test_two_views_of_one_state_stay_equal(panel):
 # --- in an event loop, as in a kernel ---
 
 
+def test_who_waits_for_answers_finds_them_shown(model, probes):
+    async def steps():  # a notebook's last cell: what comes later, nbconvert does not keep
+        panel = studio(model, probes, layers=LAYERS, max_new_tokens=8)
+        panel.state.value = "power"
+        panel.run(wait=True)
+        assert [trace["name"] for trace in drawn(panel.profile)["data"]] == ["Base", panel.state.told()]
+        assert drawn(panel.strip)["data"][0]["type"] == "heatmap"
+        assert "done" in panel.status.value and panel.answers.value.count("No judge") == 2
+        at = dict(layer=max(panel.state.at), value=list(VALUES))
+        np.testing.assert_allclose(panel.dial.after, panel.state.after.sel(at).values)
+        panel.state.prompt = "house " * 150
+        with pytest.raises(WorkbenchError, match="of 128 tokens"):
+            panel.run(wait=True)
+        assert panel.dial.after == [] and panel.ending == "failed"
+
+    asyncio.run(steps())
+
+
 def test_answers_stream_while_the_kernel_goes_on_and_can_be_cancelled(model, probes):
     async def steps():
         panel = studio(model, probes, layers=LAYERS, max_new_tokens=90)

@@ -193,9 +193,18 @@ class Panel(w.VBox):
         if self._home is not None and not wait:
             self._task = self._home.create_task(self._drive(steps))
             return
-        with self._running(steps):
-            for _ in steps:
-                pass
+        try:
+            with self._running(steps):
+                for _ in steps:
+                    pass
+        finally:
+            self.settle()
+
+    def settle(self) -> None:
+        """Do at once what is due: what comes after the end of a cell is lost where nobody listens, as in nbconvert."""
+        for act in [*self._due]:
+            self.forget(act)
+            self._do(act)
 
     def cancel(self) -> None:
         """Stop the run that is going on; what is there stays. Without any, nothing happens."""

@@ -85,7 +85,9 @@ class Studio(Panel):
         self.follow("prompt", self.read, PAUSE)
         self.follow((*SETTINGS, "tokens", "asked", "note", "words", "answers", "profiles"), self._tell)
         self.follow("words", self.reading.redraw)
+        self.follow(("before", "after"), self._show_read)
         self._show_dial()
+        self._show_read()
         self._tell()
 
     def _controls(self) -> dict[str, Any]:
@@ -189,18 +191,18 @@ class Studio(Panel):
         self.about.value = f'<span class="wb-small">{METHODS[state.method].about}.</span>'
 
     def read(self) -> None:
-        """Read the prompt again, and show it on the dial."""
+        """Read the prompt again."""
         self.forget(self.read)
-        try:
-            self.state.look()
-        finally:
-            state, profiles = self.state, [[], []]
-            if state.before is not None and state.after is not None and {*state.probes.values} == {*VALUES}:
-                at = max(state.at)
-                profiles = [p.sel(layer=at, value=list(VALUES)).values.tolist() for p in (state.before, state.after)]
-            with self.dial.hold_sync():
-                self.dial.before, self.dial.after = profiles
-            self._tell()
+        self.state.look()
+
+    def _show_read(self) -> None:
+        """What was read, on the dial."""
+        state, profiles = self.state, [[], []]
+        if state.before is not None and state.after is not None and {*state.probes.values} == {*VALUES}:
+            at = max(state.at)
+            profiles = [p.sel(layer=at, value=list(VALUES)).values.tolist() for p in (state.before, state.after)]
+        with self.dial.hold_sync():
+            self.dial.before, self.dial.after = profiles
 
     # -- running -------------------------------------------------------------------------------------------------------
 
