@@ -113,14 +113,11 @@ def circle_map(
         line = dict(color=tint(colour_of(value), 0.5), width=9, simplify=False)
         fig.add_scatter(x=arc.real, y=arc.imag, line=line, **still)
     resampled = _ellipses(fit, fig) if kind == "classical" else ""
-    for x, ideal_x, y, ideal_y in zip(places["x"], places["ideal_x"], places["y"], places["ideal_y"], strict=True):
-        fig.add_scatter(x=[ideal_x, x], y=[ideal_y, y], line=dict(color=INK, width=1.5), **still)
+    fig.add_scatter(**_leads(places), line=dict(color=INK, width=1.5), **still)
     fig.add_scatter(x=places["ideal_x"], y=places["ideal_y"], mode="markers", hoverinfo="skip", name="ideal place",
                     marker=dict(size=9, color="white", line=dict(color=INK, width=1.5)))  # fmt: skip
     if reference is not None and theirs is not None:
-        for row in theirs.itertuples():
-            fig.add_scatter(x=[row.ideal_x, row.x], y=[row.ideal_y, row.y], **still,
-                            line=dict(color=HUMAN, width=1, dash="dot"))  # fmt: skip
+        fig.add_scatter(**_leads(theirs), line=dict(color=HUMAN, width=1, dash="dot"), **still)
         fig.add_scatter(
             x=theirs["x"], y=theirs["y"], mode="markers", name="people", hovertemplate=HOVER,
             marker=dict(size=10, symbol="square", color=[colour_of(v) for v in names], line=dict(color=HUMAN, width=2)),
@@ -157,6 +154,12 @@ def _placed(similarity: xr.DataArray, circle: Circle) -> pd.DataFrame:
     """`planted_axis_map` of a matrix on a circle, rows in the order of `circle.names`."""
     table = geometry.planted_axis_map(similarity, order=circle.order, layout=circle.layout)
     return table.set_index("value").loc[list(circle.names)].reset_index()
+
+
+def _leads(places: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Lines from each ideal place to the place found, as one trace: NaN parts them."""
+    apart = np.full(len(places), np.nan)
+    return {axis: np.column_stack([places[f"ideal_{axis}"], places[axis], apart]).ravel() for axis in "xy"}
 
 
 def _ellipses(fit: CircumplexFit, fig: Draft) -> str:

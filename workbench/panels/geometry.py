@@ -15,12 +15,13 @@ from ..geometry.labellings import TITLES
 from .panel import ROW
 from .pieces import Part, PiecePanel
 from .quoting import quoted_line
-from .states.geometry import SETTINGS, GeometryState
+from .states.geometry import SETTINGS, GeometryState, Key
 
 ORDERS = {"schwartz": "Schwartz's", "swapped": "last two swapped"}
 LAYOUTS = {"equal": "equal steps", "wedges": "nine wedges"}
 TIMES = 1000  # how often pairs are resampled
 BESIDE = 420  # pixels, about what is left beside the circle
+AHEAD = 32  # layers whose figures are drawn while nothing else is asked for
 SHOWN = 5  # opposed values that are listed
 
 
@@ -49,12 +50,14 @@ class Geometry(PiecePanel):
         self.ahead = self._home is not None  # without an event loop there is no idle time to use
         self.claim, self.lexical, self.conflicts, self.status = (w.HTML() for _ in range(4))
         self.guarded(self._first)
-        self.circle, self.heat, self.null = self.plot(self._circle), self.plot(self._heat), self.plot(self._null)
+        self.circle = self.plot(self._circle, of=lambda: (self._fit, state.people))
+        self.heat = self.plot(self._heat, of=lambda: (self._fit and state.key, state.centred, state.people))
+        self.null = self.plot(self._null, of=lambda: (self._fit if state.ready else None, state.statistic))
         self.parts = [
             Part(lambda: self._fit and (self._fit, state.people), self.circle.redraw),
-            Part(lambda: self._fit and (self._fit, state.people), self.heat.redraw),
             Part(lambda: self._fit if state.ready else None, self._tell_claim),
             Part(lambda: (self._fit, state.statistic) if state.ready else None, self.null.redraw),
+            Part(lambda: self._fit and (self._fit, state.people), self.heat.redraw),
             Part(lambda: self._fit if state.ready else None, self._tell_conflicts),
             Part(lambda: (self._fit, state.words_fit) if state.ready and state.words_fit else None, self._tell_words),
         ]
@@ -129,23 +132,32 @@ class Geometry(PiecePanel):
     def _fit(self) -> Any:
         return self.state.fit
 
-    def _circle(self) -> go.Figure:
-        if self._fit is None:
+    def _circle(self, fit: Any, people: str) -> go.Figure:
+        if fit is None:
             return figures.nothing("The values in the model, on the circle", "not fitted")
-        return figures.circle_map(None, self._fit, human=self.state.references[self.state.people])
+        return figures.circle_map(None, fit, human=self.state.references[people])
 
-    def _heat(self) -> go.Figure:
+    def _heat(self, key: Key | None, centred: bool, people: str) -> go.Figure:
         state = self.state
-        if self._fit is None:
+        if key is None:
             return figures.nothing("Cosine similarity of the value vectors", "not fitted")
-        drawn = figures.cosine_heatmap(state.vectors(), state.centred, state.references[state.people], state.order,
-                                       layout=state.layout)  # fmt: skip
+        drawn = figures.cosine_heatmap(state.vectors(key), centred, state.references[people], key.order,
+                                       layout=key.layout)  # fmt: skip
         return drawn.update_traces(textfont_size=10)  # to be read on a wall
 
-    def _null(self) -> go.Figure:
-        if not self.state.ready:
+    def _null(self, fit: Any, statistic: str) -> go.Figure:
+        if fit is None:
             return figures.nothing("Under every relabelling of the values", "not found yet")
-        return narrow(figures.permutation_null(self._fit, statistic=self.state.statistic), BESIDE)
+        return narrow(figures.permutation_null(fit, statistic=statistic), BESIDE)
+
+    def spare(self) -> bool:
+        """Draw a figure of another layer, so that dragging only shows it."""
+        state = self.state
+        return any(
+            self.circle.prepare(fit, state.people) or self.null.prepare(fit, state.statistic)
+            or self.heat.prepare(key, state.centred, state.people)
+            for key, fit in state.found_ahead()[:AHEAD]
+        )  # fmt: skip
 
     def _tell(self) -> None:
         state = self.state

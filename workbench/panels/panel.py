@@ -9,7 +9,7 @@ sliders and other cells. Without an event loop (plain Python) everything happens
 import asyncio
 import html
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,12 +56,15 @@ class Panel(w.VBox):
         title = w.HTML(f'{STYLE}<h3 class="wb-heading">{html.escape(self.label)}</h3>')
         self.children = (Keys(), title, *parts, self.problem)
 
-    def plot(self, draw: Callable[[], go.Figure], after: str | Iterable[str] = (), clicked: Any = None) -> Plot:
+    def plot(
+        self, draw: Callable[..., go.Figure], after: str | Iterable[str] = (), clicked: Any = None,
+        of: Callable[[], tuple[Hashable, ...]] | None = None,
+    ) -> Plot:  # fmt: skip
         """A figure that follows these traits of the state, and the page's light or dark.
 
-        clicked: called with `Plot.clicked` when a mark was clicked.
+        clicked: called with `Plot.clicked` when a mark was clicked. of: as `Plot` takes it.
         """
-        plot = Plot(draw)
+        plot = Plot(draw, of)
         plot.observe(lambda _: self.soon(plot.redraw), "dark")
         if after:
             self.follow(after, plot.redraw)

@@ -42,6 +42,10 @@ class PiecePanel(Panel):
         """One step of whatever else goes on, False for nothing."""
         return False
 
+    def spare(self) -> bool:
+        """One step of what may be asked for next, where nothing else is to be done; False for nothing."""
+        return False
+
     def _work(self) -> Steps:
         while True:
             going = self.beside()
@@ -49,5 +53,6 @@ class PiecePanel(Panel):
             if due is not None:
                 due.update()
             elif not self.state.step(ahead=self.ahead and not going) and not going:
-                return
+                if not (self.ahead and self.spare()):
+                    return
             yield

@@ -21,6 +21,16 @@ const isDark = (node) => {
   return ground[3] !== 0 && (ground[0] + ground[1] + ground[2]) / 3 < 110;
 };
 
+// The fresh figure with those parts of the drawn one that are the same in both: plotly takes a new object for a change.
+// was: the drawn figure as it came; held: as plotly has it, which fills in ranges.
+const sharing = (was, held, fresh) => {
+  if (JSON.stringify(was) === JSON.stringify(fresh)) return held;
+  const both = [was, held, fresh];
+  if (both.some((part) => part === null || typeof part !== "object" || Array.isArray(part) !== Array.isArray(fresh))) return fresh;
+  const parts = Object.entries(fresh).map(([key, part]) => [key, key in was ? sharing(was[key], held[key], part) : part]);
+  return Array.isArray(fresh) ? parts.map(([, part]) => part) : Object.fromEntries(parts);
+};
+
 async function render({ model, el, signal }) {
   const root = document.createElement("div");
   root.className = "wb-plot";
@@ -93,7 +103,7 @@ async function render({ model, el, signal }) {
   });
 
   // Only the latest figure is drawn, one at a time.
-  let wanted = false, busy = false, drawn = null;
+  let wanted = false, busy = false, drawn = null, held = null;
   const draw = async () => {
     if (busy) { wanted = true; return; }
     if (drawn !== null && root.offsetParent === null) return; // out of sight: drawn once it is seen again
@@ -102,7 +112,8 @@ async function render({ model, el, signal }) {
       wanted = false;
       const told = model.get("figure");
       if (!told || told === drawn) continue;
-      const { data, layout } = JSON.parse(told);
+      held = sharing(drawn && JSON.parse(drawn), held, JSON.parse(told));
+      const { data, layout } = held;
       await Plotly.react(canvas, data, layout, config);
       drawn = told;
       place();

@@ -5,7 +5,8 @@ views that open later. A `Plot` holds the figure's JSON and nothing else; all of
 a notebook full of panels loads it once, and a view that opens later (a second tab, a reload, Voila) shows the same.
 """
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class _Library(anywidget.AnyWidget):
     source = t.Unicode().tag(sync=True)
 
 
+KEPT = 64  # figures of what was shown before
 _held: list[_Library] = []
 
 
@@ -39,6 +41,9 @@ def _library() -> _Library:
 
 class Plot(anywidget.AnyWidget):
     """A picture of what `draw` returns, drawn for light pages, whenever `redraw` is called.
+
+    of: what is to be shown, as arguments of `draw`; the same again is not drawn again. None: draw has none, and is
+    always called.
 
     figure: its JSON. turn: how often it was drawn; the page says which one it shows (`data-turn`). dark: how the page
     looks, told by it. clicked: the last click on a mark: trace, point, x, y, data (its customdata). handle: a line
@@ -55,14 +60,33 @@ class Plot(anywidget.AnyWidget):
     clicked = t.Dict().tag(sync=True)
     handle = t.Dict().tag(sync=True)
 
-    def __init__(self, draw: Callable[[], go.Figure]):
-        self.draw = draw
+    def __init__(self, draw: Callable[..., go.Figure], of: Callable[[], tuple[Hashable, ...]] | None = None):
+        self.draw, self.of = draw, of
+        self._kept: OrderedDict[Hashable, str] = OrderedDict()
         super().__init__(_library=_library(), layout=w.Layout(width="100%"))
         self.redraw()
 
     def redraw(self) -> None:
         """Draw anew."""
-        drawn: Any = self.draw()
-        told = as_json(figures.dark(drawn) if self.dark else drawn)
+        told = self._drawn() if self.of is None else self._drawn_of(self.of())
         with self.hold_sync():
             self.figure, self.turn = told, self.turn + 1
+
+    def prepare(self, *what: Hashable) -> bool:
+        """Draw ahead what may be asked for; False where that was done."""
+        if (what, self.dark) in self._kept:
+            return False
+        self._drawn_of(what)
+        return True
+
+    def _drawn_of(self, what: tuple[Hashable, ...]) -> str:
+        key = what, self.dark
+        told = self._kept.pop(key, None)
+        self._kept[key] = told = self._drawn(*what) if told is None else told
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return told
+
+    def _drawn(self, *what: Any) -> str:
+        drawn: Any = self.draw(*what)
+        return as_json(figures.dark(drawn) if self.dark else drawn)

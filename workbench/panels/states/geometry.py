@@ -148,10 +148,16 @@ class GeometryState(t.HasTraits):
         """Of the settings as they stand, raw or centred; None as long as it is not found."""
         return self._side(self.key)
 
+    def found_ahead(self) -> list[tuple[Key, KeptFit]]:
+        """Fits of other layers that are found, with the settings' nulls, the nearest layer first."""
+        keys = [self.key._replace(layer=n) for n in sorted(self.layers, key=lambda n: abs(n - self.layer))]
+        fits = [(key, self._side(key)) for key in keys]
+        return [(key, fit) for key, fit in fits if fit is not None and self._complete(fit)]
+
     @property
     def ready(self) -> bool:
         """Is the fit there, with the nulls that its claim and its histogram need?"""
-        return self.fit is not None and all(self.fit.has(statistic) for statistic in ("ci", self.statistic))
+        return self.fit is not None and self._complete(self.fit)
 
     @property
     def words_fit(self) -> CircumplexFit | None:
@@ -176,11 +182,12 @@ class GeometryState(t.HasTraits):
             return f"Pairs are resampled for {' and '.join(RESAMPLED)} only."
         return ""
 
-    def vectors(self) -> xr.DataArray:
-        """(value, d_model) of the settings as they stand; fits those that are missing."""
+    def vectors(self, key: Key | None = None) -> xr.DataArray:
+        """(value, d_model) of the settings as they stand, or another key's; fits those that are missing."""
+        key = key or self.key
         for value in self.names:
-            self._find_vector(self.key, value)
-        return self._vectors_of(self.key)
+            self._find_vector(key, value)
+        return self._vectors_of(key)
 
     def conflicts(self) -> pd.DataFrame:
         """Opposed values encoded alike, see `CircumplexFit.conflicts`, without their texts."""
@@ -223,6 +230,9 @@ class GeometryState(t.HasTraits):
         if self._running is not None:
             self._running.close()
         self._running, self.progress = None, ""
+
+    def _complete(self, fit: KeptFit) -> bool:
+        return all(fit.has(statistic) for statistic in ("ci", self.statistic))
 
     def _side(self, key: Key) -> KeptFit | None:
         fit: Any = self._fits.get(key)
