@@ -15,6 +15,21 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", choices=("quick", "browser"), help="tests without a browser, or those in one")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Browser tests run last: the quick ones tell first what is wrong."""
+    sides = {"quick": [], "browser": []}
+    for item in items:
+        sides["browser" if item.get_closest_marker("browser") else "quick"].append(item)
+    part = config.getoption("--part")
+    items[:] = sides[part] if part else sides["quick"] + sides["browser"]
+    if part:
+        config.hook.pytest_deselected(items=sides["browser" if part == "quick" else "quick"])
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """Function: family -> Hugging Face folder of its tiny model. Read only; copy before changing."""

@@ -185,17 +185,26 @@ def test_a_missing_notebook_is_one_sentence(tmp_path, monkeypatch):
         notebooks.notebook_path()
 
 
-def test_a_check_that_fails_is_named_and_the_others_still_run(monkeypatch):
+@pytest.mark.parametrize(("codes", "failed"), [
+    ({"pyright": 1}, "pyright"), ({"quick": 1}, "pytest"), ({"browser": 1}, "pytest, in a browser"), ({}, ""),
+    ({"quick": 5}, ""), ({"browser": 5}, ""), ({"quick": 5, "browser": 5}, "pytest, which found no test"),
+    ({"ruff": 5}, "ruff"),
+])  # fmt: skip
+def test_a_check_that_fails_is_named_and_the_others_still_run(codes, failed, monkeypatch):
     called = []
 
     def run(arguments, **_):
-        called.append(arguments[2])
-        return types.SimpleNamespace(returncode=int(arguments[2] == "pyright"))
+        part = next((option[7:] for option in arguments if option.startswith("--part=")), arguments[2])
+        called.append(part)
+        assert ("-k" in arguments) == (arguments[2] == "pytest")
+        return types.SimpleNamespace(returncode=codes.get(part, 0))
 
     monkeypatch.setattr(cli.subprocess, "run", run)
     result = runner.invoke(cli.app, ["test", "-k", "values"])
-    assert called == ["ruff", "pyright", "nbstripout", "pytest"]
-    assert result.exit_code == 1 and result.output.strip().endswith("Failed: pyright")
+    assert called == ["ruff", "pyright", "nbstripout", "quick", "browser"]
+    assert result.exit_code == bool(failed)
+    assert ("Failed" in result.output) == bool(failed)
+    assert result.output.strip().endswith(failed)
 
 
 def test_jupyterlab_listens_on_localhost(monkeypatch):

@@ -1,6 +1,7 @@
 """Every notebook runs from its first cell to its last on the embedded model."""
 
 import functools
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -28,10 +29,19 @@ def prepared(path: Path) -> nbformat.NotebookNode:
 
 @functools.cache
 def executed(path: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs; run once for all tests, in an empty folder. Do not change it."""
+    """The notebook with its outputs; run once for all tests, in an empty folder. Do not change it.
+
+    WORKBENCH_EXECUTED: where `workbench test` keeps them between its parts.
+    """
+    folder = os.environ.get("WORKBENCH_EXECUTED")
+    kept = folder and Path(folder) / path.relative_to(NOTEBOOKS).as_posix().replace("/", "-")
+    if kept and kept.is_file():
+        return nbformat.read(kept, as_version=4)
     notebook = prepared(path)
-    with tempfile.TemporaryDirectory() as folder:
-        cli.execute(notebook, Path(folder))
+    with tempfile.TemporaryDirectory() as home:
+        cli.execute(notebook, Path(home))
+    if kept:
+        nbformat.write(notebook, kept)
     return notebook
 
 

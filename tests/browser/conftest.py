@@ -8,12 +8,6 @@ import pytest
 from labs import Lab, browsing, chromium, serving
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests run last: the quick ones tell first what is wrong."""
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
-
-
 @pytest.fixture(scope="session")
 def executable() -> str:
     """Path of Chromium or Chrome; without one the tests are skipped, or fail where a browser is required."""
