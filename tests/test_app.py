@@ -479,6 +479,7 @@ def test_a_token_is_asked_for_and_never_told(serve):
     assert "wordofmouth" not in quiet.log.read_text()
     (kernel,) = quiet.kernels()[:1]
     assert "JUPYTER_TOKEN" not in psutil.Process(kernel).environ()
+    assert psutil.Process(kernel).environ()["WORKBENCH_SERVED"] == "1"
 
 
 # --- what is prepared once ---

@@ -38,7 +38,9 @@ def executed(path: Path) -> nbformat.NotebookNode:
     if kept and kept.is_file():
         return nbformat.read(kept, as_version=4)
     notebook = prepared(path)
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+        if "WORKBENCH_CACHE" not in os.environ:  # the user's own is left alone
+            patch.setenv("WORKBENCH_CACHE", str(Path(home) / "cache"))
         cli.execute(notebook, Path(home))
     if kept:
         nbformat.write(notebook, kept)

@@ -442,6 +442,10 @@ def test_errors_are_shown_in_the_panel_whatever_they_are(panel, monkeypatch):
     monkeypatch.setattr(panel.state, "look", lambda: 1 / 0)
     panel.go.click()
     assert "ZeroDivisionError" in panel.problem.value
+    assert __file__.rpartition("/")[2] in panel.problem.value
+    monkeypatch.setenv("WORKBENCH_SERVED", "1")
+    panel.go.click()
+    assert "ZeroDivisionError" in panel.problem.value and ".py" not in panel.problem.value
     monkeypatch.undo()
     panel.go.click()
     assert panel.problem.value == "" and panel.ending == "done"

@@ -271,11 +271,12 @@ def test(context: typer.Context) -> None:
         "pytest, in a browser": ["pytest", "--part=browser", *context.args],  # last, as are its closing lines
     }
     failed, empty = [], []
-    with tempfile.TemporaryDirectory() as executed:  # notebooks, for both parts
+    with tempfile.TemporaryDirectory() as shared:  # by both parts: executed notebooks, what the studio's page needs
+        places = {"WORKBENCH_EXECUTED": shared, "WORKBENCH_CACHE": str(Path(shared) / "cache")}
         for name, arguments in checks.items():
             typer.secho(f"== {name}", bold=True)
-            code = subprocess.run([sys.executable, "-m", *arguments], cwd=root,
-                                  env=os.environ | {"WORKBENCH_EXECUTED": executed}).returncode  # fmt: skip
+            command = [sys.executable, "-m", *arguments]
+            code = subprocess.run(command, cwd=root, env=places | os.environ).returncode
             if code == NO_TESTS and "pytest" in name:
                 empty.append(name)
             elif code:

@@ -239,7 +239,7 @@ class Kernels(AsyncMappingKernelManager):
     def _environment(self) -> dict[str, str]:
         threads = str(max(1, (os.cpu_count() or 1) // (self.places or 2)))
         kept = {name: setting for name, setting in os.environ.items() if name not in SECRET}
-        return {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **kept}
+        return {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", **kept, "WORKBENCH_SERVED": "1"}
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
         """The place is free at once, also where the browser asked for it; the kernel is gone a moment later."""

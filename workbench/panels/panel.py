@@ -8,6 +8,8 @@ sliders and other cells. Without an event loop (plain Python) everything happens
 
 import asyncio
 import html
+import os
+import sys
 import traceback
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,7 @@ from ..errors import WorkbenchError
 from .keys import Keys
 from .plot import Plot
 
+SERVED = "WORKBENCH_SERVED"  # set in kernels of visitors, see `workbench app`
 PAUSE = 0.2  # seconds without a change before slow work follows it
 STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
 """Colours are the page's own, light or dark; only borders and accents are ours."""
@@ -174,8 +177,13 @@ class Panel(w.VBox):
 
     def show_problem(self, problem: Exception, act: Any = None) -> None:
         """Show what went wrong, as that of a callback; each has one at most."""
-        known = isinstance(problem, WorkbenchError | t.TraitError)
-        self._problems[act] = str(problem) if known else "".join(traceback.format_exception(problem, limit=-3))
+        told = str(problem)
+        if not isinstance(problem, WorkbenchError | t.TraitError):
+            told = "".join(traceback.format_exception(problem, limit=-3))
+            if os.environ.get(SERVED):  # a visitor has no use for our files' names
+                print(told, file=sys.__stderr__, flush=True)
+                told = f"Something went wrong ({type(problem).__name__}). The server's log has the details."
+        self._problems[act] = told
         self._tell_problems()
 
     def _tell_problems(self) -> None:
