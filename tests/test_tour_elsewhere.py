@@ -2,9 +2,8 @@
 
 import json
 
-import nbformat
 import pytest
-from test_notebooks import NOTEBOOKS
+from test_notebooks import NOTEBOOKS, prepared
 
 from workbench import cli
 
@@ -16,7 +15,7 @@ def executed(request, tmp_path_factory):
         folder = request.getfixturevalue("reference") / "models" / "craftgpt"
     else:
         folder = request.getfixturevalue("tiny_folder")(request.param)
-    notebook = nbformat.read(NOTEBOOKS / "00_tour.ipynb", as_version=4)
+    notebook = prepared(NOTEBOOKS / cli.TOUR)
     cli.substitute(notebook, r'MODEL = "[^"\n]*"', f"MODEL = {json.dumps(str(folder))}")
     cli.execute(notebook, tmp_path_factory.mktemp("tour"))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

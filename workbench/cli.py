@@ -267,7 +267,7 @@ def test(context: typer.Context) -> None:
         "ruff": ["ruff", "check", "."],
         "pyright": ["pyright", "--pythonpath", sys.executable],
         "nbstripout": ["nbstripout", "--verify", *notebooks] if notebooks else ["nbstripout", "--version"],
-        "pytest": ["pytest", f"-n{cores}", "--dist=worksteal", "--part=quick", *context.args],
+        "pytest": ["pytest", f"-n{cores}", "--dist=load", "--part=quick", *context.args],
         "pytest, in a browser": ["pytest", "--part=browser", *context.args],  # last, as are its closing lines
     }
     failed, empty = [], []

@@ -85,18 +85,10 @@ def test_the_page_check_sees_figures_and_figure_widgets(executable, tmp_path, re
     assert len(page.evaluate(UNDRAWN)) == 2 and "Plotly is not defined" in complaints[0]
 
 
-# Whole it runs in `test_notebooks`; here it is to be seen, and tries less.
-LESS = {"0.65, 0.7, 0.74, 0.78": "0.78,", "0.2, 0.3, 0.35, 0.4": "0.35,", "limit=30": "limit=3", "limit=40": "limit=3"}
-
-
 @needs_tour
 @pytest.mark.notebook
 def test_tour_runs_through_in_jupyterlab(lab, new_page, screens):
-    notebook = prepared(TOUR)
-    for more, less in LESS.items():
-        (cell,) = [cell for cell in notebook.cells if more in cell.source]
-        cell.source = cell.source.replace(more, less)
-    page = run_all(new_page, lab, notebook, cli.TOUR)
+    page = run_all(new_page, lab, prepared(TOUR), cli.TOUR)
     assert errors(page) == []
     page.wait_for_function(ALL_DRAWN)
     page.locator(".jp-RenderedPlotly, .js-plotly-plot").first.scroll_into_view_if_needed()
