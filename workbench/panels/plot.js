@@ -23,11 +23,14 @@ const isDark = (node) => {
 
 // The fresh figure with those parts of the drawn one that are the same in both: plotly takes a new object for a change.
 // was: the drawn figure as it came; held: as plotly has it, which fills in ranges.
+const isPart = (part) => part !== null && typeof part === "object";
 const sharing = (was, held, fresh) => {
-  if (JSON.stringify(was) === JSON.stringify(fresh)) return held;
-  const both = [was, held, fresh];
-  if (both.some((part) => part === null || typeof part !== "object" || Array.isArray(part) !== Array.isArray(fresh))) return fresh;
-  const parts = Object.entries(fresh).map(([key, part]) => [key, key in was ? sharing(was[key], held[key], part) : part]);
+  if (!isPart(fresh) || !isPart(held)) return fresh;
+  return JSON.stringify(was) === JSON.stringify(fresh) ? held : rebuilt(was, held, fresh);
+};
+const rebuilt = (was, held, fresh) => {
+  if (Array.isArray(was) !== Array.isArray(fresh)) return fresh;
+  const parts = Object.entries(fresh).map(([key, part]) => [key, sharing(was[key], held[key], part)]);
   return Array.isArray(fresh) ? parts.map(([, part]) => part) : Object.fromEntries(parts);
 };
 
@@ -112,8 +115,10 @@ async function render({ model, el, signal }) {
       wanted = false;
       const told = model.get("figure");
       if (!told || told === drawn) continue;
-      held = sharing(drawn && JSON.parse(drawn), held, JSON.parse(told));
-      const { data, layout } = held;
+      const was = drawn && JSON.parse(drawn), fresh = JSON.parse(told);
+      const data = was ? sharing(was.data, held.data, fresh.data) : fresh.data;
+      const layout = was ? rebuilt(was.layout, held.layout, fresh.layout) : fresh.layout; // resizing takes its height away
+      held = { data, layout };
       await Plotly.react(canvas, data, layout, config);
       drawn = told;
       place();
