@@ -21,7 +21,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-WAIT = float(os.environ.get("WORKBENCH_WAIT", 600))
+WAIT = float(os.environ.get("WORKBENCH_WAIT", 300))
 """Seconds; a bound for machines that do other work beside, never a pace: who waits goes on when it sees."""
 
 

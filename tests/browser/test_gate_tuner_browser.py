@@ -44,11 +44,14 @@ def said(panel) -> str:
 
 
 def settled(page, panel, than: str) -> float:
-    """The place of the threshold once summary and handle say the same, and something else than this."""
+    """The place of the threshold once summary and handle say the same for half a second, and something else than this."""
+    page.evaluate("window.__settled = null")
     page.wait_for_function(
         """than => {
-            const told = document.querySelector('.wb-panel .wb-claim b').textContent;
-            return told !== than && document.querySelector('.wb-panel .wb-handle').ariaValueText === told;
+            const told = document.querySelector('.wb-panel .wb-claim b').textContent, was = window.__settled;
+            const same = told !== than && document.querySelector('.wb-panel .wb-handle').ariaValueText === told;
+            if (!same || was?.told !== told) window.__settled = same ? { told, at: performance.now() } : null;
+            return same && was?.told === told && performance.now() - was.at > 500;
         }""",
         arg=than,
     )
