@@ -82,6 +82,9 @@ WATCH = """panel => {
 }"""
 
 
+TOLD = ("plot", "text")  # the ROC point stands still where no prompt changes sides; what is told moves
+
+
 class Bench:
     """One panel of a page."""
 
@@ -199,7 +202,7 @@ def studio(bench: Bench) -> dict[str, Any]:
     return out
 
 
-def sliders(*labels: str) -> Any:
+def sliders(*labels: str, kinds: tuple[str, ...] = ("plot",)) -> Any:
     """A measurement of sliders, moved by the arrow keys."""
 
     def measure(bench: Bench) -> dict[str, Any]:
@@ -210,7 +213,7 @@ def sliders(*labels: str) -> Any:
             there = ["ArrowRight", "ArrowLeft"]
             names = [there[(k // 5) % 2] for k in range(MOVES)]
             bench.code("beat.gap = 0")
-            out[label] = bench.latency(keys(bench, slider, names))
+            out[label] = bench.latency(keys(bench, slider, names), kinds)
             out[label]["gap_ms"] = round(1000 * float(bench.code("print(beat.gap)")), 1)
         return out
 
@@ -241,7 +244,7 @@ def handle(bench: Bench) -> dict[str, Any]:
     page.mouse.move(x, y)
     page.mouse.down()
     bench.code("beat.gap = 0")
-    out = bench.latency([lambda k=k: page.mouse.move(x - 6 * (k % 20) - 3, y) for k in range(MOVES)])
+    out = bench.latency([lambda k=k: page.mouse.move(x - 6 * (k % 20) - 3, y) for k in range(MOVES)], TOLD)
     out["gap_ms"] = round(1000 * float(bench.code("print(beat.gap)")), 1)
     page.mouse.up()
     return {"threshold dragged": out}
@@ -251,7 +254,7 @@ MEASURED = {
     "studio": [studio],
     "probe explorer": [sliders("layer", "C, log scale"), dropdowns(value=["power", "security", "hedonism"])],
     "geometry": [sliders("layer")],
-    "gate tuner": [handle, sliders("above P(related), logit")],
+    "gate tuner": [handle, sliders("above P(related), logit", kinds=TOLD)],
 }
 
 

@@ -44,7 +44,7 @@ def said(panel) -> str:
 
 
 def settled(page, panel, than: str) -> float:
-    """The place of the threshold once summary and handle say the same for half a second, and something else than this."""
+    """The place of the threshold once summary and handle have said the same, and not this, for half a second."""
     page.evaluate("window.__settled = null")
     page.wait_for_function(
         """than => {
