@@ -56,7 +56,7 @@ def test_python_m_workbench_lists_the_commands_without_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for command in ("lab", "tour", "test", "app", "bench", "pictures", "data", "embedded", "clean"):
+    for command in ("lab", "tour", "test", "app", "bench", "doctor", "pictures", "data", "embedded", "clean"):
         assert re.search(rf"\b{command}\b", result.stdout), f"{command} is missing from --help"
 
 

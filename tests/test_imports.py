@@ -21,7 +21,7 @@ MODULES = {
 ORDER: tuple[str, ...] = tuple(
     "errors rates endpoint cluster values reading prompts labelled checkpoints models embedded activations probes "
     "audit vectors exchange geometry gates neurons steering generate evaluation embedded.training embedded.pilot "
-    "embedded.card figures report panels app drafts writing notebooks app_commands data_commands cache_commands "
+    "embedded.card figures report panels app drafts writing notebooks doctor app_commands data_commands cache_commands "
     "evaluate_commands cli __main__".split()
 )
 # The exceptions, inside functions only: the loaders hand a request for "embedded" to the embedded world, a fit

@@ -1,5 +1,5 @@
-"""The command line: `workbench lab | tour | test | app | bench | pictures | evaluate | data | cache | embedded |
-clean`.
+"""The command line: `workbench lab | tour | test | app | bench | doctor | pictures | evaluate | data | cache |
+embedded | clean`.
 
 Thin: each command finds its files, calls what does the work, and says what it did. Imports lie inside the
 commands, so that `workbench --help` answers at once. A WorkbenchError ends a command with its message.
@@ -308,6 +308,27 @@ def bench(
         codes[name] = subprocess.run([sys.executable, str(present[name])], cwd=ROOT).returncode
     if failed := [name for name, code in codes.items() if code]:
         raise WorkbenchError("Benchmarks were run.", found=f"failed: {', '.join(failed)}")
+
+
+@app.command()
+def doctor(
+    network: Annotated[bool, typer.Option(help="Ask whether the model hub answers.")] = True,
+) -> None:
+    """Say what is installed and what works here, each finding with its remedy; paste it into a report."""
+    from .doctor import examine
+
+    marks = {"good": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}
+    bad = 0
+    for finding in examine(network):
+        mark, colour = marks[finding.state]
+        bad += finding.state == "bad"
+        typer.echo(f"{typer.style(mark, fg=colour)}  {finding.about}: {finding.found}")
+        if finding.do:
+            typer.echo(f"      {finding.do}")
+    told = f"{bad} of it keeps" if bad else "Nothing keeps"
+    typer.secho(f"{told} the workbench from working.", fg="red" if bad else "green", bold=True)
+    if bad:
+        raise typer.Exit(1)
 
 
 @app.command()
