@@ -496,6 +496,18 @@ def test_two_views_of_one_state_stay_equal(panel):
     assert other.answers.value == panel.answers.value and panel.answers.value.count("No judge") == 2
 
 
+def test_a_slider_is_told_what_it_can_show(panel):
+    """Else the browser's rounding of a setting comes back late and undoes the next one."""
+    panel.state.target = 0.75
+    exact, slider = panel.state.strength, panel.controls["strength"]
+    assert slider.value == 0.51 and exact == pytest.approx(0.50986, abs=1e-5)
+    panel.run(wait=True)
+    slider.value = 0.51  # the echo
+    assert panel.state.strength == exact and "done" in panel.status.value
+    slider.value = 0.52  # the hand
+    assert panel.state.strength == 0.52 and "press Run" in panel.status.value
+
+
 # --- in an event loop, as in a kernel ---
 
 

@@ -4,6 +4,7 @@ A view of `GatingState`. All prompts were scored when it was made, so that a mov
 """
 
 import html
+import math
 from typing import Any
 
 import ipywidgets as w
@@ -43,10 +44,12 @@ class GateTuner(Panel):
     def __init__(self, state: GatingState):
         super().__init__(state)
         low, high = state.span
-        self._step = 0.05 if state.probable else (high - low) / STEPS
+        self._step = step = 0.05 if state.probable else (high - low) / STEPS
+        if state.probable:  # so that the slider's places are round numbers
+            low, high = math.trunc(low / step) * step, math.trunc(high / step) * step
         name = f"{state.said}, logit" if state.probable else state.said
         self.controls: dict[str, Any] = {
-            "threshold": w.FloatSlider(min=low, max=high, step=self._step, readout=False, description=f"above {name}",
+            "threshold": w.FloatSlider(min=low, max=high, step=step, readout=False, description=f"above {name}",
                                        tooltip="The gate opens for scores above it", layout=w.Layout(width="34em"),
                                        style=dict(description_width="initial")),
             "rule": w.Dropdown(options=[(told, rule) for rule, told in RULES.items()], description="set by",

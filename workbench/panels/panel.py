@@ -92,6 +92,9 @@ class Panel(w.VBox):
             if not taking:
                 shown = show(getattr(state, name))
                 if isinstance(control, w.FloatSlider):
+                    if control.step:  # else the browser rounds, and says so later, when the state may be further on
+                        steps = round((shown - control.min) / control.step)
+                        shown = round(control.min + steps * control.step, 9)
                     control.min, control.max = min(control.min, shown), max(control.max, shown)
                 control.value = shown
 
@@ -100,8 +103,9 @@ class Panel(w.VBox):
             if self._offering:
                 return
             now = show(getattr(state, name))
-            if shown == now or isinstance(control, w.FloatSlider) and abs(shown - now) <= (control.step or 0) / 2:
-                return  # the browser's echo of what it was told, of a slider rounded to a step
+            half = (control.step or 0) / 2 + 1e-9 if isinstance(control, w.FloatSlider) else 0
+            if shown == now or half and abs(shown - now) <= half:
+                return  # the echo of what the control was told, of a slider rounded to a step
             taking = True
             try:
                 setattr(state, name, read(shown))

@@ -57,7 +57,7 @@ async function render({ model, el, signal }) {
   scheme.addEventListener("change", look);
 
   const Plotly = await library(model);
-  const config = { displaylogo: false, displayModeBar: false, responsive: true, doubleClick: "reset" };
+  const config = { displaylogo: false, displayModeBar: false, doubleClick: "reset" };
 
   // The handle: a line across the first plot that can be dragged, or moved by arrow keys.
   const handle = document.createElement("div");
@@ -117,7 +117,7 @@ async function render({ model, el, signal }) {
       if (!told || told === drawn) continue;
       const was = drawn && JSON.parse(drawn), fresh = JSON.parse(told);
       const data = was ? sharing(was.data, held.data, fresh.data) : fresh.data;
-      const layout = was ? rebuilt(was.layout, held.layout, fresh.layout) : fresh.layout; // resizing takes its height away
+      const layout = was ? rebuilt(was.layout, held.layout, fresh.layout) : fresh.layout; // its own numbers are the kernel's
       held = { data, layout };
       await Plotly.react(canvas, data, layout, config);
       drawn = told;
@@ -141,7 +141,8 @@ async function render({ model, el, signal }) {
   model.on("change:handle", place);
   const sizes = new ResizeObserver(() => {
     if (!canvas._fullLayout || root.offsetParent === null) return;
-    Plotly.Plots.resize(canvas).then(place, () => {}).then(draw);
+    // Plots.resize would forget the height that the kernel gave
+    Plotly.relayout(canvas, { autosize: true }).then(place, () => {}).then(draw);
   });
   sizes.observe(root);
   signal?.addEventListener("abort", stop);
