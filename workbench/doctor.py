@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 def examine(network: bool = True) -> Iterator[Finding]:
     """All findings, one by one as they are found. network: whether to ask if the model hub answers."""
     checks: list[Callable[[], Iterable[Finding]]] = [
-        python, system, packages, device, memory, jupyter, caches, browser, hub if network else list, embedded,
+        python, system, packages, device, memory, jupyter, caches, browser, *[hub] * network, embedded,
     ]  # fmt: skip
     for check in checks:
         try:

@@ -38,7 +38,6 @@ def read_last(model: Model, ids: list[list[int]], layers: Sequence[int]) -> tupl
 
     By the twin, under whatever steers. WorkbenchError for NaN and infinity.
     """
-    step, mask = model.pad(ids)
     seen: dict[int, torch.Tensor] = {}
 
     def keep(layer: int, _module: Any, _given: Any, output: Any) -> None:
@@ -46,7 +45,7 @@ def read_last(model: Model, ids: list[list[int]], layers: Sequence[int]) -> tupl
 
     handles = [model.blocks[layer].register_forward_hook(partial(keep, layer)) for layer in layers]
     try:
-        said = model.twin(input_ids=step, attention_mask=mask, use_cache=False, **keep_last(model, 1))
+        spoken = next_token(model, ids)
     finally:
         for handle in handles:
             handle.remove()
@@ -54,8 +53,7 @@ def read_last(model: Model, ids: list[list[int]], layers: Sequence[int]) -> tupl
     if not bool(acts.isfinite().all()):
         raise WorkbenchError(f"The last token of a prompt was to be read by {model.name}.", found="NaN or infinity",
                              do="Load the model with dtype='float32', or steer less.")  # fmt: skip
-    read = xr.DataArray(acts.numpy(), {"layer": list(layers)}, ("layer", "d_model"))
-    return read, said.logits[0, -1].float().log_softmax(-1).cpu()
+    return xr.DataArray(acts.numpy(), {"layer": list(layers)}, ("layer", "d_model")), spoken
 
 
 def likeliest(model: Model, base: torch.Tensor, other: torch.Tensor, name: str) -> pd.DataFrame:
