@@ -183,8 +183,13 @@ def caches() -> Iterator[Finding]:
                       "note" if do else "good", do)  # fmt: skip
 
 
+def chromium() -> str | None:
+    """Path of Chromium or Chrome, None where there is none."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
 def browser() -> Iterator[Finding]:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    found = chromium()
     do = "" if found else "For the browser tests and `make pictures` only: apt-get install chromium."
     yield Finding("browser for tests", found or "no Chromium or Chrome", "note" if do else "good", do)
 

@@ -1,7 +1,6 @@
 """A JupyterLab of one's own to drive with a real browser: for tests, pictures and benchmarks."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from workbench.doctor import chromium as chromium  # also theirs who import it from here
+
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -50,11 +50,6 @@ ENDED = rf"""() => ({ERRORS})().length > 0
     || [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
         .every(prompt => /^\[\d+\]:$/.test(prompt.textContent.trim()))"""
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-
-
-def chromium() -> str | None:
-    """Path of Chromium or Chrome, None where there is none."""
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 class Lab:
